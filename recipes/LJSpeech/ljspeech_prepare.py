@@ -1,0 +1,105 @@
+"""LJ Speech data preparation.
+
+Reads the layout of LJ Speech 1.1 (https://keithito.com/LJ-Speech-Dataset/): ``metadata.csv`` with
+``id|transcript|normalised transcript`` lines, and ``wavs/id.wav``. The normalised column, in which
+numbers and abbreviations are written out, is normalised to the alphabet of the model.
+
+Splits, in the order of ``metadata.csv``:
+
+* LJ Speech itself (5,000 utterances or more): the last 250 are test, the 250 before them
+  validation, the rest training;
+* a smaller corpus in its layout: the last 20 % are test, the 15 % before them validation, so that a
+  confidence interval over test utterances means something.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_mam.corpus import Utterance, write_manifests
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.lobes.hubert_ctc import CTCAlphabet
+
+logger = get_logger(__name__)
+
+FULL_SIZE = 5000
+HELD_OUT = 250
+
+
+def prepare_ljspeech(data_folder: str | Path, save_folder: str | Path, alphabet: CTCAlphabet) -> None:
+    """Write ``train.csv``, ``valid.csv`` and ``test.csv`` into ``save_folder``.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        The folder with ``metadata.csv`` and ``wavs``.
+    save_folder : str or Path
+        Where the manifests go.
+    alphabet : CTCAlphabet
+        The alphabet of the CTC head.
+
+    Raises
+    ------
+    MAMError
+        If the corpus cannot be used; the message names the file and the line or utterance.
+    """
+    data_folder, save_folder = Path(data_folder), Path(save_folder)
+    if not data_folder.is_dir():
+        raise MAMError(f"--data_folder '{data_folder}': no such folder")
+    metadata = data_folder / "metadata.csv"
+    utterances = read_metadata(metadata)
+    sizes = split_sizes(len(utterances))
+    splits, start = {}, 0
+    for name, size in sizes.items():
+        splits[name] = utterances[start : start + size]
+        start += size
+    corpus_id = hashlib.sha256(metadata.read_bytes()).hexdigest()
+    write_manifests(splits, data_folder, save_folder, alphabet, corpus_id)
+
+
+def read_metadata(metadata: Path) -> list[Utterance]:
+    """The utterances of a ``metadata.csv``, in its order."""
+    if not metadata.is_file():
+        raise MAMError(f"'{metadata}': no such file; expected LJ Speech's metadata.csv")
+    utterances: list[Utterance] = []
+    seen: set[str] = set()
+    try:
+        lines = metadata.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise MAMError(f"'{metadata}' is not UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        fields = line.split("|")
+        if len(fields) != 3 or not fields[0].strip():
+            raise MAMError(
+                f"'{metadata}', line {number}: expected 'id|transcript|normalised transcript', "
+                f"found {line[:60]!r}"
+            )
+        name = fields[0].strip()
+        if name in seen:
+            raise MAMError(f"'{metadata}', line {number}: the utterance {name} stands there twice")
+        seen.add(name)
+        # "LJ001-0001": one speaker, so the part before the dash is a book, not a person
+        utterances.append(Utterance(name, f"wavs/{name}.wav", fields[2], speaker=name[:2]))
+    if not utterances:
+        raise MAMError(f"'{metadata}' is empty: it names no utterance")
+    return utterances
+
+
+def split_sizes(total: int) -> dict[str, int]:
+    """Number of utterances in each split, in the corpus's order.
+
+    Example
+    -------
+    >>> split_sizes(13100), split_sizes(600)
+    ({'train': 12600, 'valid': 250, 'test': 250}, {'train': 390, 'valid': 90, 'test': 120})
+    """
+    if total >= FULL_SIZE:
+        test = valid = HELD_OUT
+    else:
+        test, valid = round(0.20 * total), round(0.15 * total)
+    return {"train": total - test - valid, "valid": valid, "test": test}

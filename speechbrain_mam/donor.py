@@ -1,0 +1,175 @@
+"""A donor's query, key and value, read lazily from disk: no donor model is ever built.
+
+:class:`ModelFolder` reads single tensors of a Hugging Face folder; :class:`Donor` gives those of
+its self-attention in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from speechbrain_mam.attention import AttentionIndex, architecture, index_attention
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.sources import resolve_model
+
+TensorKey = tuple[int, str, str]
+"""``(layer, projection, kind)``, e.g. ``(3, "query", "weight")``."""
+
+
+class ModelFolder:
+    """The tensors of a Hugging Face model folder, without the model.
+
+    Reads ``model.safetensors``, its sharded form (``model.safetensors.index.json``) or, where
+    there is neither, ``pytorch_model.bin`` with ``torch.load(weights_only=True)``: a pickle that
+    would run code is refused.
+
+    Arguments
+    ---------
+    path : Path
+        The folder.
+
+    Attributes
+    ----------
+    config : dict
+        ``config.json``.
+    shapes : dict of str to tuple of int
+        Shape of every tensor.
+    files : dict of str to Path
+        File of every tensor.
+
+    Raises
+    ------
+    MAMError
+        If a file is missing, cut short or not what its name says.
+
+    Example
+    -------
+    >>> folder = ModelFolder(resolve_model("speechbrain_mam/hubert-mini"))
+    >>> folder.config["model_type"]
+    'hubert'
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config: dict[str, Any] = _read_json(path / "config.json")
+        self.files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in self.weight_files():
+            for name, shape in _shapes_in(file).items():
+                self.files[name], self.shapes[name] = file, shape
+
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights; a shard that an index names must exist."""
+        for single, index in (
+            ("model.safetensors", "model.safetensors.index.json"),
+            ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+        ):
+            if (self.path / index).is_file():
+                shards = sorted(set(_read_json(self.path / index)["weight_map"].values()))
+                for shard in shards:
+                    if not (self.path / shard).is_file():
+                        raise MAMError(f"'{self.path / index}' names the shard '{shard}': no such file")
+                return [self.path / shard for shard in shards]
+            if (self.path / single).is_file():
+                return [self.path / single]
+        raise MAMError(
+            f"model folder '{self.path}' has no weights: expected model.safetensors, "
+            "model.safetensors.index.json, pytorch_model.bin or pytorch_model.bin.index.json"
+        )
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in the precision that it is stored in."""
+        file = self.files[name]
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as stream:
+                return stream.get_tensor(name)
+        return _load_bin(file)[name]
+
+    def attention(self) -> AttentionIndex:
+        """Where this model's self-attention is."""
+        row = architecture(self.config.get("model_type"))
+        if row.heads not in self.config:
+            raise MAMError(f"'{self.path / 'config.json'}' has no '{row.heads}'")
+        where = f"'{self.path}'"
+        return index_attention(self.shapes, row, int(self.config[row.heads]), where=where)
+
+
+class Donor:
+    """A text or vision model that attention is taken from: never run, never trained, only read.
+
+    Arguments
+    ---------
+    source : str or Path
+        Hub name or local folder, see :func:`speechbrain_mam.sources.resolve_model`.
+
+    Example
+    -------
+    >>> donor = Donor("speechbrain_mam/hubert-mini")
+    >>> list(donor.tensor((0, "query", "weight")).shape), donor.tensor((0, "key", "bias")).dtype
+    ([384, 384], torch.float32)
+    """
+
+    def __init__(self, source: str | Path):
+        self.name = str(source)
+        self.folder = ModelFolder(resolve_model(source))
+        self.index = self.folder.attention()
+
+    def tensor(self, key: TensorKey) -> torch.Tensor:
+        """One weight ``[hidden, hidden]`` or bias ``[hidden]``, widened to float32."""
+        return self.folder.read(self.index.tensors[key].name).float()
+
+    def fingerprint(self, keys: Iterable[TensorKey]) -> str:
+        """SHA-256 over the given tensors' names, shapes and float32 values.
+
+        A checkpoint keeps it, so that λ is never applied to another donor.
+        """
+        digest = hashlib.sha256()
+        for key in keys:
+            tensor = self.tensor(key).contiguous()
+            digest.update(repr((key, tuple(tensor.shape))).encode())
+            digest.update(memoryview(tensor.numpy()).cast("B"))
+        return digest.hexdigest()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MAMError(f"'{file}': no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MAMError(f"'{file}' is not valid JSON: {error}") from error
+
+
+def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    if file.suffix != ".safetensors":
+        return {name: tuple(tensor.shape) for name, tensor in _load_bin(file).items()}
+    try:
+        with safe_open(file, framework="pt") as stream:
+            return {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise MAMError(f"'{file}' is not a whole safetensors file: {error}") from error
+
+
+@lru_cache(maxsize=1)  # every tensor of a .bin comes with the whole file; mmap keeps it on disk
+def _load_bin(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise MAMError(
+            f"'{file}' holds pickled code and is not read. Convert it where you trust it: load the "
+            "model with transformers and call save_pretrained(folder), which writes safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise MAMError(f"'{file}' is not a whole PyTorch checkpoint: {error}") from error
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise MAMError(f"'{file}' does not hold a state dict (name → tensor)")
+    return state

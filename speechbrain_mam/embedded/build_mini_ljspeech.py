@@ -1,0 +1,126 @@
+"""Makes the mini LJ corpus: one voice, about 600 sentences of the project's own grammar.
+
+To run this (festival with its ked_diphone voice is needed):
+
+> python -m speechbrain_mam.embedded.build_mini_ljspeech
+
+It writes ``data/mini_ljspeech.tar``: ``metadata.csv`` as in LJ Speech (id, raw, normalised),
+``README.md``, and one Ogg-Opus file an utterance. ``corpora.mini_corpus`` expands it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tarfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from speechbrain_mam.embedded.grammar import Sentence, sentences
+from speechbrain_mam.embedded.synthesise import MINI_LJ_VOICE, SAMPLE_RATE_HZ, synthesise
+
+SENTENCES = 600
+SEED = 1
+#: Of libsndfile: 0.9 gives Opus about 31 kbit/s.
+OPUS_COMPRESSION = 0.9
+LONGEST_S = 6.0
+
+README = """# The mini LJ corpus
+
+{count} different sentences, {minutes:.1f} minutes, one voice, in LJ Speech's layout: `metadata.csv`
+holds `id|raw|normalised`, and each utterance is one Ogg-Opus file of 16 kHz mono speech.
+`speechbrain_mam.embedded.corpora.mini_corpus()` expands it to `wavs/ID.wav` (16-bit PCM).
+
+**Text.** From `speechbrain_mam/embedded/grammar.py`, seed {seed}; no sentence is taken from
+elsewhere. Numbers and abbreviations are as written in column 2 and as spoken in column 3.
+
+**Speech.** Synthetic: festival 2.5, voice `ked_diphone` (an American English man, residual LPC
+diphones). The voice's data (Debian's `festvox-kdlpc16k`) is Copyright (c) 1997 Centre for Speech
+Technology Research, University of Edinburgh, under a licence of the X11/MIT kind, "free of charge,
+to use and distribute this software [...] including without limitation the rights to use, copy,
+modify, merge, publish, distribute, sublicense, and/or sell copies"; its pronunciations come from
+the CMU dictionary (free). HuBERT-mini has heard neither this voice nor these sentences.
+
+**Licence of the corpus.** Apache-2.0, as the package.
+
+Made by `python -m speechbrain_mam.embedded.build_mini_ljspeech`.
+"""
+
+
+@lru_cache(maxsize=1)
+def corpus_sentences() -> tuple[Sentence, ...]:
+    """The sentences that the corpus is drawn from; no model of ours trains on any of them.
+
+    Example
+    -------
+    >>> len(corpus_sentences()) >= 600
+    True
+    """
+    # Spares take the place of sentences that turn out too long when spoken.
+    return tuple(sentences(SENTENCES + 60, seed=SEED, shortest=4, longest=11))
+
+
+def to_opus(wave: np.ndarray) -> bytes:
+    """Ogg-Opus bytes of a 16 kHz waveform ``[T]``."""
+    buffer = io.BytesIO()
+    soundfile.write(
+        buffer,
+        wave,
+        SAMPLE_RATE_HZ,
+        format="OGG",
+        subtype="OPUS",
+        compression_level=OPUS_COMPRESSION,
+    )
+    return buffer.getvalue()
+
+
+def write_archive(path: Path, files: dict[str, bytes]) -> None:
+    """Write ``files`` (name → bytes) to a tar without times or owners.
+
+    Beside first and then renamed, so that an interrupted run leaves no half archive.
+    """
+    part = path.with_suffix(".part")
+    with tarfile.open(part, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    part.replace(path)
+
+
+def build(path: Path) -> float:
+    """Speak the corpus into ``path``; returns its length in minutes."""
+    drawn = corpus_sentences()
+    waves = synthesise(MINI_LJ_VOICE, [sentence.normalised for sentence in drawn])
+    lines: list[str] = []
+    audio: dict[str, bytes] = {}
+    duration_s = 0.0
+    for sentence, wave in zip(drawn, waves, strict=True):
+        if wave.size > LONGEST_S * SAMPLE_RATE_HZ or len(lines) == SENTENCES:
+            continue
+        utterance = f"ML001-{len(lines) + 1:04d}"
+        lines.append(f"{utterance}|{sentence.raw}|{sentence.normalised}\n")
+        audio[f"{utterance}.ogg"] = to_opus(wave)
+        duration_s += wave.size / SAMPLE_RATE_HZ
+    readme = README.format(count=len(lines), minutes=duration_s / 60, seed=SEED)
+    texts = {"README.md": readme.encode(), "metadata.csv": "".join(lines).encode()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_archive(path, texts | audio)
+    return duration_s / 60
+
+
+def main() -> None:
+    """Read the command line and build."""
+    parser = argparse.ArgumentParser(description="Make the mini LJ corpus.")
+    default = Path(__file__).parent / "data" / "mini_ljspeech.tar"
+    parser.add_argument("--out", type=Path, default=default)
+    path = parser.parse_args().out
+    minutes = build(path)
+    print(f"{path}: {minutes:.1f} minutes, {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What ships with the package: the mini corpora, expanded at first use, and HuBERT-mini.
+
+Light to import: neither torch nor an audio library before something is expanded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import shutil
+import tarfile
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_HERE = Path(__file__).parent
+
+
+def cache_folder() -> Path:
+    """Where corpora are expanded.
+
+    ``$SPEECHBRAIN_MAM_CACHE``, else ``$XDG_CACHE_HOME/speechbrain_mam``, else
+    ``~/.cache/speechbrain_mam``.
+    """
+    own = os.environ.get("SPEECHBRAIN_MAM_CACHE")
+    if own:
+        return Path(own).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg) if xdg else Path.home() / ".cache") / "speechbrain_mam"
+
+
+def hubert_mini() -> Path:
+    """The packaged HuBERT-mini, a folder for ``HubertForCTC.from_pretrained``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the installation lacks it.
+
+    Example
+    -------
+    >>> hubert_mini().name
+    'hubert_mini'
+    """
+    folder = _HERE / "hubert_mini"
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(f"{folder}: the packaged model is missing; reinstall the package")
+    return folder
+
+
+def mini_corpus(name: str = "mini_ljspeech", cache: Path | None = None) -> Path:
+    """A mini corpus in its real counterpart's layout.
+
+    The packaged archive is expanded at first use, beside and then renamed: two processes may do it
+    at once, and an interrupted one leaves nothing that looks complete. The folder's name holds the
+    archive's hash, so another version of the package expands anew.
+
+    Arguments
+    ---------
+    name : str
+        Name of an archive in the package, ``mini_ljspeech``.
+    cache : Path, optional
+        Where to expand; ``cache_folder()`` by default.
+
+    Returns
+    -------
+    Path
+        A folder with ``metadata.csv`` (``id|raw|normalised``) and ``wavs/ID.wav`` (16 kHz, 16-bit,
+        mono).
+
+    Raises
+    ------
+    ValueError
+        If there is no such corpus.
+    OSError
+        If the cache cannot be written.
+    """
+    archive = _HERE / "data" / f"{name}.tar"
+    if not archive.is_file():
+        known = sorted(path.stem for path in (_HERE / "data").glob("*.tar"))
+        raise ValueError(f"No packaged corpus is called {name!r}; there are: {', '.join(known)}")
+    content = archive.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    cache = cache_folder() if cache is None else Path(cache)
+    folder = cache / f"{name}-{digest}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+    try:
+        _expand(content, part)
+        part.chmod(0o755)  # mkdtemp's folder is the owner's alone
+        try:
+            part.rename(folder)
+        except OSError:
+            # Another process was first; its folder is the same.
+            if not folder.is_dir():
+                raise
+        else:
+            logger.info("Expanded the corpus %s to %s", name, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _expand(content: bytes, folder: Path) -> None:
+    """Write the archive's texts to ``folder`` and its Opus files to ``folder/wavs`` as wav."""
+    (folder / "wavs").mkdir()
+    utterances: list[tuple[Path, bytes]] = []
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is None:
+                continue
+            name = Path(member.name).name
+            if name.endswith(".ogg"):
+                path = folder / "wavs" / f"{name.removesuffix('.ogg')}.wav"
+                utterances.append((path, file.read()))
+            else:
+                (folder / name).write_bytes(file.read())
+    # Decoding runs outside Python's lock, so threads are enough.
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_decode, utterances))
+
+
+def _decode(utterance: tuple[Path, bytes]) -> None:
+    """Write one Ogg-Opus utterance as a 16-bit wav."""
+    import soundfile
+
+    path, content = utterance
+    samples, rate_hz = soundfile.read(io.BytesIO(content), dtype="int16")
+    soundfile.write(path, samples, rate_hz, subtype="PCM_16")

@@ -1,0 +1,35 @@
+"""The one exception that every check of this package raises."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class MAMError(ValueError):
+    """Bad input: a model, a plan, a YAML key or a corpus that cannot be used as asked.
+
+    The message is one sentence that says what was expected, what was found, where (file,
+    tensor, utterance or YAML key) and what to change. The command line prints it as its only
+    line and exits with code 2.
+    """
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with exit code 2 and the message alone where a :class:`MAMError` comes up.
+
+    Example
+    -------
+    >>> with one_line_errors():
+    ...     raise MAMError("key 'lam': λ = 2 is not a number in [0, 1]")
+    Traceback (most recent call last):
+    ...
+    SystemExit: 2
+    """
+    try:
+        yield
+    except MAMError as error:
+        logging.getLogger("speechbrain_mam").error("%s", error)
+        raise SystemExit(2) from error

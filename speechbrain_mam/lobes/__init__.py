@@ -1,0 +1,1 @@
+"""Thin wrappers around transformers' and SpeechBrain's own models."""

@@ -1,0 +1,133 @@
+"""MAM as one object: what stands in a recipe's YAML, and what :class:`MAMBrain` works with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from speechbrain_mam.attention import find_attention
+from speechbrain_mam.choices import Lam, LayerChoice, one_of
+from speechbrain_mam.donor import Donor
+from speechbrain_mam.learnable import CONSTRAINTS, GRANULARITIES, LearnableMAM
+from speechbrain_mam.merge import Merge
+from speechbrain_mam.plan import MergePlan, make_plan
+
+
+class MAM:
+    """A merge as it is configured: W = λ · W_target + (1 − λ) · W_donor.
+
+    Building it reads and changes nothing, so that it can stand in a YAML before the pretrainer has
+    run; :meth:`apply` does the work. :class:`~speechbrain_mam.brain.MAMBrain` calls it.
+
+    Arguments
+    ---------
+    target : nn.Module
+        The encoder that is improved, or whatever holds it.
+    donor : str or Donor
+        Hub name, local folder, or an open donor.
+    lam, layers, projections, layer_map, bias, donor_scale
+        See :func:`speechbrain_mam.plan.make_plan`.
+    learnable : bool
+        Whether λ is learned (:class:`~speechbrain_mam.learnable.LearnableMAM`) or fixed.
+    granularity, constraint
+        See :class:`~speechbrain_mam.learnable.LearnableMAM`.
+
+    Example
+    -------
+    >>> from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+    >>> encoder = HubertCTC("speechbrain_mam/hubert-mini")
+    >>> mam = MAM(encoder, donor="speechbrain_mam/hubert-mini", lam=0.9, learnable=False)
+    >>> mam.apply()
+    >>> len(mam.plan.entries) == mam.plan.target_layers * 3 * 2
+    True
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        donor: str | Path | Donor,
+        lam: Lam = 0.95,
+        learnable: bool = True,
+        granularity: str = "layer",
+        layers: LayerChoice = "all",
+        projections: str | Sequence[str] = "qkv",
+        layer_map: str | Sequence[int] = "uniform",
+        bias: str = "merge",
+        donor_scale: str = "none",
+        constraint: str = "project",
+    ):
+        one_of("granularity", granularity, GRANULARITIES)
+        one_of("constraint", constraint, CONSTRAINTS)
+        self.target, self.learnable = target, learnable
+        self.granularity, self.constraint = granularity, constraint
+        self._donor = donor
+        self._options = {
+            "lam": lam,
+            "layers": layers,
+            "projections": projections,
+            "layer_map": layer_map,
+            "bias": bias,
+            "donor_scale": donor_scale,
+        }
+        self._merge: Merge | None = None
+        self._live: LearnableMAM | None = None
+
+    @cached_property
+    def donor(self) -> Donor:
+        """The donor, opened at first use."""
+        return self._donor if isinstance(self._donor, Donor) else Donor(self._donor)
+
+    @cached_property
+    def plan(self) -> MergePlan:
+        """The plan, made and checked at first use; the target's weights must be loaded by then."""
+        return make_plan(
+            find_attention(self.target),
+            self.donor.index,
+            target_name=type(self.target).__name__,
+            donor_name=self.donor.name,
+            **self._options,
+        )
+
+    @cached_property
+    def donor_hash(self) -> str:
+        """SHA-256 of the donor's tensors that the plan uses."""
+        return self.donor.fingerprint(entry.donor_key for entry in self.plan.entries)
+
+    @property
+    def live(self) -> LearnableMAM:
+        """The learnable λ inside the target, after :meth:`apply` of a learnable merge."""
+        if self._live is None:
+            raise RuntimeError("MAM.apply() has not been called, or λ is fixed (learnable: False)")
+        return self._live
+
+    def apply(self) -> None:
+        """Merge, or put the learnable λ in. A second call changes nothing."""
+        if self.learnable:
+            if self._live is None:
+                self._live = LearnableMAM(
+                    self.target, self.plan, self.donor, self.granularity, self.constraint
+                )
+            self._live.insert()
+        elif self._merge is None:
+            self._merge = Merge(self.target, self.plan, self.donor)
+
+    def take_back(self) -> None:
+        """The target without MAM: its own projections, bit for bit."""
+        if self._live is not None:
+            self._live.remove()
+        if self._merge is not None:
+            self._merge.undo()
+            self._merge = None
+
+    @contextmanager
+    def taken_back(self) -> Iterator[None]:
+        """Within the block, the target is as it is without MAM."""
+        self.take_back()
+        try:
+            yield
+        finally:
+            self.apply()

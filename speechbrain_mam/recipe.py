@@ -1,0 +1,149 @@
+"""What the recipes' ``train.py`` have in common: reading the YAML, and saying what came out."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.distributed import ddp_init_group, if_main_process
+from speechbrain.utils.logger import get_logger
+from speechbrain.utils.run_opts import RunOptions
+from speechbrain.utils.train_logger import TensorboardLogger
+
+from speechbrain_mam.brain import MAMBrain
+from speechbrain_mam.embedded.corpora import mini_corpus
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.plots import write_beside
+
+logger = get_logger(__name__)
+
+
+def load_recipe(
+    argv: Sequence[str], needed: Iterable[str] = ()
+) -> tuple[dict[str, Any], Any, str, str]:
+    """Parse a recipe's command line and load its YAML.
+
+    Arguments
+    ---------
+    argv : sequence of str
+        The command line, without the program.
+    needed : iterable of str
+        Keys that the recipe reads.
+
+    Returns
+    -------
+    tuple
+        Hyperparameters, run options, the YAML's path, the overrides.
+
+    Raises
+    ------
+    MAMError
+        If the YAML does not exist, or a key is missing, unknown or misspelt.
+    """
+    hparams_file, run_opts, overrides = sb.parse_arguments(list(argv))
+    ddp_init_group(run_opts)
+    try:
+        with open(hparams_file, encoding="utf-8") as stream:
+            hparams = load_hyperpyyaml(stream, overrides)
+    except FileNotFoundError as error:
+        if error.filename != hparams_file:
+            raise
+        raise MAMError(f"'{hparams_file}': no such file") from error
+    except KeyError as error:
+        match = re.match(r"Override '(.*?)' not found in: (\[.*\])", str(error.args[0]))
+        if match is None:
+            raise
+        near = difflib.get_close_matches(match[1], re.findall(r"'(.*?)'", match[2]), n=1)
+        hint = f"; did you mean --{near[0]}?" if near else ""
+        raise MAMError(f"--{match[1]}: '{hparams_file}' has no such key{hint}") from error
+    except TypeError as error:
+        if not any("Invalid argument" in str(part) for part in error.args):
+            raise
+        raise MAMError(f"'{hparams_file}': {' '.join(str(part) for part in error.args)}") from error
+    check_keys(hparams, needed)
+    hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
+    return hparams, run_opts, hparams_file, overrides
+
+
+def _corpus_folder(name: str) -> Path:
+    """A folder as it is, or the expanded folder of a corpus that the package embeds."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() or folder.name != name:
+        return folder
+    try:
+        return mini_corpus(name)
+    except ValueError as error:
+        raise MAMError(f"--data_folder '{name}': no such folder, and {error}") from error
+
+
+def check_keys(hparams: dict[str, Any], needed: Iterable[str]) -> None:
+    """Every key that the recipe reads must be in the YAML, and none may be almost one of them.
+
+    Raises
+    ------
+    MAMError
+        Names the missing key and the closest one that is there, or the misspelt one.
+
+    Example
+    -------
+    >>> check_keys({"number_of_epoch": 3}, needed=["number_of_epochs"])
+    Traceback (most recent call last):
+    ...
+    speechbrain_mam.errors.MAMError: YAML key 'number_of_epochs' is missing; is it 'number_of_epoch'?
+    """
+    needed = set(needed)
+    spare = [key for key in hparams if key not in needed]
+    for key in sorted(needed):
+        if key not in hparams:
+            near = difflib.get_close_matches(key, spare, n=1, cutoff=0.75)
+            hint = f"; is it '{near[0]}'?" if near else ""
+            raise MAMError(f"YAML key '{key}' is missing{hint}")
+    options = set(RunOptions().as_dict())
+    for key in spare:
+        near = difflib.get_close_matches(key, options, n=1, cutoff=0.9)
+        if key not in options and near:
+            raise MAMError(f"YAML key '{key}' is not known; did you mean '{near[0]}'?")
+
+
+def tensorboard_logger(use: bool, save_dir: str) -> TensorboardLogger | None:
+    """SpeechBrain's TensorBoard logger where it is wanted; the package is not needed otherwise."""
+    return TensorboardLogger(save_dir) if use else None
+
+
+def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
+    """Log the test results side by side, λ per layer and where the files are; write ``results.json``.
+
+    Arguments
+    ---------
+    brain : MAMBrain
+        After its last test.
+    results : dict
+        Metrics by name of the test, the untouched model first.
+    """
+    if not if_main_process():
+        return
+    folder = Path(brain.hparams.output_folder)
+    lambdas = brain.mam.live.values() if brain.history is not None else {}
+    content = {"results": results, "lambdas": lambdas}
+    write_beside(
+        folder / "results.json",
+        lambda part: part.write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8"),
+    )
+    lines = ["", "Test set:"]
+    for name, metrics in results.items():
+        shown = ", ".join(f"{metric} {value:.2f}" for metric, value in metrics.items())
+        lines.append(f"  {name:<16}{shown}")
+    if lambdas:
+        lines.append("Learned λ (the target's share):")
+        lines += [f"  {name:<24}{value:.4f}" for name, value in lambdas.items()]
+        lines.append(f"Plot of λ over the epochs: {folder / 'lambdas.png'}")
+    if brain.mam is not None:
+        lines.append(f"What was merged: {folder / 'merge_plan.txt'}")
+    lines.append(f"Everything else: {folder}")
+    logger.info("\n".join(lines))

