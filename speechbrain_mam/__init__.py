@@ -34,7 +34,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The core serves plain PyTorch users too: SpeechBrain is loaded with the one class that needs it.
+    # The core serves plain PyTorch users too: SpeechBrain comes with the one class that needs it.
     if name == "MAMBrain":
         from speechbrain_mam.brain import MAMBrain
 

@@ -24,11 +24,12 @@ from speechbrain_mam.plots import write_beside
 
 logger = get_logger(__name__)
 
-KEYS = (
-    "seed output_folder save_folder data_folder encoder modules sorting dynamic_batching "
-    "train_dataloader_opts valid_dataloader_opts test_dataloader_opts dynamic_batch_sampler "
-    "number_of_epochs epoch_counter error_rate_computer train_logger test_untouched"
-).split()
+KEYS = [
+    *("seed", "method", "output_folder", "save_folder", "data_folder", "test_untouched"),
+    *("encoder", "modules", "epoch_counter", "number_of_epochs", "train_logger"),
+    *("sorting", "dynamic_batching", "dynamic_batch_sampler", "error_rate_computer"),
+    *("train_dataloader_opts", "valid_dataloader_opts", "test_dataloader_opts"),
+]
 """What a recipe's YAML must have."""
 
 
@@ -61,7 +62,9 @@ class ASR(MAMBrain):
         if stage != sb.Stage.TRAIN:
             best = sb.decoders.ctc_greedy_decode(log_probs, lens, self.alphabet.blank_index)
             texts = [self.alphabet.decode(indices) for indices in best]
-            self.wer_metric.append(batch.id, [t.split() for t in texts], [w.split() for w in batch.wrd])
+            self.wer_metric.append(
+                batch.id, [t.split() for t in texts], [w.split() for w in batch.wrd]
+            )
             self.cer_metric.append(batch.id, [list(t) for t in texts], [list(w) for w in batch.wrd])
         return loss
 
@@ -77,7 +80,7 @@ class ASR(MAMBrain):
             self.cer_metric = self.hparams.error_rate_computer()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Log, anneal the learning rate, keep the best checkpoint; after a test, write the errors."""
+        """Log, anneal the learning rate, keep the best checkpoint; a test writes its errors."""
         if stage == sb.Stage.TRAIN:
             self.train_stats = {"loss": stage_loss}
             return
@@ -101,6 +104,14 @@ class ASR(MAMBrain):
                 )
         else:
             self._report_test(stats)
+
+    def _train_loader_specifics(self, dataset, loader_kwargs):
+        # Without it, nobody tells a batch sampler the epoch outside DDP, and a resumed training
+        # would see the batches of the first epoch again.
+        loader_kwargs = super()._train_loader_specifics(dataset, loader_kwargs)
+        if self.train_sampler is None:
+            self.train_sampler = loader_kwargs.get("batch_sampler")
+        return loader_kwargs
 
     def _train_loggers(self) -> list[sb.utils.train_logger.TrainLogger]:
         values = vars(self.hparams).values()
@@ -202,7 +213,9 @@ def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:
     return sets
 
 
-def train_loader_options(hparams: Mapping[str, Any], train_set: DynamicItemDataset) -> dict[str, Any]:
+def train_loader_options(
+    hparams: Mapping[str, Any], train_set: DynamicItemDataset
+) -> dict[str, Any]:
     """Keyword arguments of the training ``DataLoader``."""
     options = dict(hparams["train_dataloader_opts"])
     if not hparams["dynamic_batching"]:

@@ -7,8 +7,8 @@ names are used by a live ``torch.nn.Module`` and by its file on disk, so one fun
 Example
 -------
 >>> shapes = {
-...     f"hubert.encoder.layers.{i}.attention.{p}_proj.{kind}": (8, 8)[: 2 if kind == "weight" else 1]
-...     for i in range(2) for p in "qkv" for kind in ("weight", "bias")
+...     f"hubert.encoder.layers.{i}.attention.{p}_proj.{kind}": shape
+...     for i in range(2) for p in "qkv" for kind, shape in (("weight", (8, 8)), ("bias", (8,)))
 ... }
 >>> index = index_attention(shapes, architecture("hubert"), heads=2)
 >>> index.num_layers, index.hidden_size, index.has("output")
@@ -198,7 +198,7 @@ def index_attention(
                     f"(expected a name like '{_example_name(row, layer, projection)}')"
                 )
     hidden_size = tensors[0, "query", "weight"].shape[0]
-    for (layer, projection, kind), ref in tensors.items():
+    for (_, _, kind), ref in tensors.items():
         expected = (hidden_size, hidden_size) if kind == "weight" else (hidden_size,)
         if ref.shape != expected:
             raise MAMError(

@@ -82,9 +82,9 @@ class LambdaHistory:
         if content["donor_hash"] != self.mam.donor_hash:
             raise MAMError(
                 f"the checkpoint {path} belongs to another donor: it was trained with "
-                f"'{content['donor']}' (sha256 {content['donor_hash'][:12]}…), the key 'donor' gives "
-                f"'{self.mam.plan.donor_name}' (sha256 {self.mam.donor_hash[:12]}…). Use that donor "
-                "and the same layers and projections, or another output_folder"
+                f"'{content['donor']}' (sha256 {content['donor_hash'][:12]}…), the key 'donor' "
+                f"gives '{self.mam.plan.donor_name}' (sha256 {self.mam.donor_hash[:12]}…). Use "
+                "that donor and the same layers and projections, or another output_folder"
             )
         self.rows = content["lambdas"]
 
@@ -131,7 +131,9 @@ class MAMBrain(sb.Brain):
             if name in cls.__dict__:
                 setattr(cls, name, _then(cls.__dict__[name], name))
 
-    def __init__(self, modules=None, opt_class=None, hparams=None, run_opts=None, checkpointer=None):
+    def __init__(
+        self, modules=None, opt_class=None, hparams=None, run_opts=None, checkpointer=None
+    ):
         hparams = hparams or {}
         self.mam: MAM | None = hparams.get("mam")
         self.history: LambdaHistory | None = None
@@ -152,7 +154,8 @@ class MAMBrain(sb.Brain):
         if self.mam is not None and self._folder is not None and if_main_process():
             text = f"{self.mam.plan}\n"
             write_beside(
-                self._folder / "merge_plan.txt", lambda part: part.write_text(text, encoding="utf-8")
+                self._folder / "merge_plan.txt",
+                lambda part: part.write_text(text, encoding="utf-8"),
             )
 
     @property

@@ -49,7 +49,9 @@ def parse_layers(layers: LayerChoice, num_layers: int) -> tuple[int, ...]:
     """
     chosen: list[int] = []
     if isinstance(layers, bool) or layers is None:
-        raise MAMError(f"key 'layers': expected all, first:k, last:k, ranges or a list, got {layers!r}")
+        raise MAMError(
+            f"key 'layers': expected all, first:k, last:k, ranges or a list, got {layers!r}"
+        )
     if isinstance(layers, str):
         text = layers.replace(" ", "")
         if text == "all":
@@ -129,9 +131,7 @@ def parse_lam(
         per_projection = {p: _per_layer(lam[p], layers) for p in projections}
     else:
         per_projection = dict.fromkeys(projections, _per_layer(lam, layers))
-    return {
-        (layer, p): per_projection[p][i] for i, layer in enumerate(layers) for p in projections
-    }
+    return {(layer, p): per_projection[p][i] for i, layer in enumerate(layers) for p in projections}
 
 
 def _per_layer(lam: float | Sequence[float], layers: Sequence[int]) -> list[float]:

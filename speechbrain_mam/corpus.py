@@ -1,4 +1,4 @@
-"""What every speech corpus needs before training: text normalised, audio checked, a manifest written.
+"""What every speech corpus needs before training: clean text, sound audio, a manifest.
 
 Each error names the utterance and the file. Nothing is written before everything has been checked.
 """
@@ -24,7 +24,16 @@ logger = get_logger(__name__)
 MIN_DURATION_S = 0.1
 """Shorter recordings hold no word; the front end's receptive field alone is 0.025 s."""
 
-_SPELLED_OUT = {"&": " and ", "’": "'", "‘": "'", "`": "'", "ß": "ss", "æ": "ae", "œ": "oe", "ø": "o"}
+_SPELLED_OUT = {
+    "&": " and ",
+    "’": "'",
+    "‘": "'",
+    "`": "'",
+    "ß": "ss",
+    "æ": "ae",
+    "œ": "oe",
+    "ø": "o",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ def normalize_text(text: str, alphabet: CTCAlphabet, where: str) -> str:
 
     Example
     -------
-    >>> alphabet = CTCAlphabet({c: i for i, c in enumerate(["<pad>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"])})
+    >>> tokens = ["<pad>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]
+    >>> alphabet = CTCAlphabet({token: i for i, token in enumerate(tokens)})
     >>> normalize_text('“Él  didn’t,” she said -- twice.', alphabet, "utterance X")
     "EL DIDN'T SHE SAID TWICE"
     """
@@ -63,8 +73,8 @@ def normalize_text(text: str, alphabet: CTCAlphabet, where: str) -> str:
             kept.append(char if char in alphabet.letters else "")
         else:
             kept.append(" " if unicodedata.category(char)[0] in "PZSC" else char)
-    words = " ".join("".join(kept).split())
-    words = " ".join(word for word in (w.strip("'") if w.strip("'") == "" else w for w in words.split()) if word)
+    # An apostrophe on its own was a quotation mark.
+    words = " ".join(word for word in "".join(kept).split() if word.strip("'"))
     if not words:
         raise MAMError(f"{where}: the transcript {text!r} is empty after normalisation")
     if unknown := alphabet.unknown(words):
@@ -158,7 +168,9 @@ def write_manifests(
     for name, utterances in splits.items():
         if not utterances:
             raise MAMError(f"'{data_folder}': the {name} split is empty; the corpus is too small")
-    rows = {name: _checked(utterances, data_folder, alphabet) for name, utterances in splits.items()}
+    rows = {
+        name: _checked(utterances, data_folder, alphabet) for name, utterances in splits.items()
+    }
     save_folder.mkdir(parents=True, exist_ok=True)
     for name, content in rows.items():
 
@@ -171,7 +183,9 @@ def write_manifests(
         write_beside(save_folder / f"{name}.csv", write)
         hours = sum(float(row["duration"]) for row in content) / 3600
         logger.info("%s: %d utterances, %.2f h", name, len(content), hours)
-    write_beside(done, lambda part: part.write_text(json.dumps(identity, indent=2), encoding="utf-8"))
+    write_beside(
+        done, lambda part: part.write_text(json.dumps(identity, indent=2), encoding="utf-8")
+    )
 
 
 def _checked(

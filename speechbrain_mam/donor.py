@@ -77,7 +77,9 @@ class ModelFolder:
                 shards = sorted(set(_read_json(self.path / index)["weight_map"].values()))
                 for shard in shards:
                     if not (self.path / shard).is_file():
-                        raise MAMError(f"'{self.path / index}' names the shard '{shard}': no such file")
+                        raise MAMError(
+                            f"'{self.path / index}' names the shard '{shard}': no such file"
+                        )
                 return [self.path / shard for shard in shards]
             if (self.path / single).is_file():
                 return [self.path / single]
@@ -136,7 +138,7 @@ class Donor:
         for key in keys:
             tensor = self.tensor(key).contiguous()
             digest.update(repr((key, tuple(tensor.shape))).encode())
-            digest.update(memoryview(tensor.numpy()).cast("B"))
+            digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ Source: Sundar et al., arXiv 2312.14378, section "Learnable-MAM".
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +130,10 @@ class MergedLinear(nn.Linear):
     True
     """
 
+    lam: nn.Parameter
+    donor_weight: Tensor
+    donor_bias: Tensor | None
+
     def __init__(
         self,
         linear: nn.Linear,
@@ -144,11 +148,13 @@ class MergedLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # Not by attribute: a subclass has properties of these names.
         self._parameters["weight"] = linear.weight
-        self._parameters["bias"] = linear.bias
+        self._parameters["bias"] = cast("nn.Parameter | None", linear.bias)
         self.register_parameter("lam", lam)
         self.register_buffer("donor_weight", donor_weight.to(linear.weight), persistent=False)
         self.register_buffer(
-            "donor_bias", None if donor_bias is None else donor_bias.to(linear.bias), persistent=False
+            "donor_bias",
+            None if donor_bias is None else donor_bias.to(linear.bias),
+            persistent=False,
         )
         self.index, self.sigmoid, self.owns_lam = index, sigmoid, owns_lam
         self.train(linear.training)
@@ -166,7 +172,11 @@ class MergedLinear(nn.Linear):
         """The merged weight and bias, differentiable."""
         parameters = self._parameters
         return _merge(
-            parameters["weight"], parameters["bias"], self.donor_weight, self.donor_bias, self.share()
+            parameters["weight"],
+            parameters["bias"],
+            self.donor_weight,
+            self.donor_bias,
+            self.share(),
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -182,7 +192,8 @@ class MergedLinear(nn.Linear):
 
     def _load_from_state_dict(self, state_dict, prefix, meta, strict, missing, unexpected, errors):
         # λ is copied in place (it is shared), and may be missing: a plain model has none.
-        lam = self._parameters.pop("lam")
+        lam = self.lam
+        del self._parameters["lam"]
         saved = state_dict.pop(prefix + "lam", None)
         super()._load_from_state_dict(state_dict, prefix, meta, strict, missing, unexpected, errors)
         self.register_parameter("lam", lam)
@@ -279,7 +290,11 @@ class LearnableMAM:
         for entry, tensor in donor_tensors(self.plan, donor, lambda n: parameters[n].detach()):
             theirs[entry.layer, entry.projection][entry.kind] = tensor
             entries.setdefault((entry.layer, entry.projection), entry)
-        cls = MergedLinearByWeight if find_attention(target).architecture.reads_weight else MergedLinear
+        cls = (
+            MergedLinearByWeight
+            if find_attention(target).architecture.reads_weight
+            else MergedLinear
+        )
         owned: set[int] = set()
         for (layer, projection), entry in entries.items():
             path = entry.target.rpartition(".")[0]
@@ -296,7 +311,9 @@ class LearnableMAM:
                 theirs[layer, projection]["weight"],
                 theirs[layer, projection].get("bias"),
                 lam,
-                self.plan.projections.index(projection) if self.granularity == "projection" else None,
+                self.plan.projections.index(projection)
+                if self.granularity == "projection"
+                else None,
                 sigmoid=self.constraint == "sigmoid",
                 owns_lam=id(lam) not in owned,
             )
@@ -350,7 +367,9 @@ class LearnableMAM:
                 if self.granularity == "projection":
                     found[f"{name} {self.plan.projections[j]}"] = round(value, 6)
                 else:
-                    found[f"{name} head {j}" if self.granularity == "head" else name] = round(value, 6)
+                    found[f"{name} head {j}" if self.granularity == "head" else name] = round(
+                        value, 6
+                    )
         return found
 
 

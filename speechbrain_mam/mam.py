@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -65,7 +66,7 @@ class MAM:
         self.target, self.learnable = target, learnable
         self.granularity, self.constraint = granularity, constraint
         self._donor = donor
-        self._options = {
+        self._options: dict[str, Any] = {
             "lam": lam,
             "layers": layers,
             "projections": projections,

@@ -29,7 +29,7 @@ DONOR_SCALES = ("none", "match_norm")
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One tensor of the target, the donor's tensor that is mixed into it, and the target's share."""
+    """One tensor of the target, the donor's tensor that is mixed into it, the target's share."""
 
     target: str
     donor: str
@@ -85,15 +85,17 @@ class MergePlan:
             heads += f" (donor: {self.donor_heads}; rows are mixed by position)"
         depth = "layer by layer" if self.target_layers == self.donor_layers else "by the layer map"
         lines = [
-            f"MAM plan: {self.target_name} ({self.target_architecture}, {self.target_layers} layers)"
-            f" takes attention from {self.donor_name} ({self.donor_architecture},"
-            f" {self.donor_layers} layers), {depth}",
+            f"MAM plan: {self.target_name} ({self.target_architecture}, "
+            f"{self.target_layers} layers) takes attention from {self.donor_name} "
+            f"({self.donor_architecture}, {self.donor_layers} layers), {depth}",
             f"width {self.hidden_size}, {heads}; {len(weights)} weights and {biases} biases;"
             f" bias: {self.bias}, donor_scale: {self.donor_scale}",
             "W = λ · W_target + (1 − λ) · W_donor",
             "",
         ]
-        rows = [("layer", "donor layer", "projection", "λ", "shape", "target tensor", "donor tensor")]
+        rows = [
+            ("layer", "donor layer", "projection", "λ", "shape", "target tensor", "donor tensor")
+        ]
         for entry in weights:
             shape = "×".join(map(str, entry.shape))
             rows.append(
@@ -147,7 +149,7 @@ def make_plan(
     bias : str
         ``merge`` or ``keep`` (the target's).
     donor_scale : str
-        ``none``, or ``match_norm``: the donor's projection is scaled to the target's Frobenius norm.
+        ``none``, or ``match_norm``: the donor's projection is scaled to the target's norm.
     target_name, donor_name : str
         What the plan calls them.
 
@@ -159,11 +161,11 @@ def make_plan(
     Example
     -------
     >>> from speechbrain_mam.attention import architecture, index_attention
-    >>> def tiny(layers, pattern, row):
-    ...     shapes = {pattern.format(i, n): (8, 8) for i in range(layers) for n in row[1]}
-    ...     return index_attention(shapes, architecture(row[0]), heads=2)
-    >>> hubert = tiny(2, "encoder.layers.{}.attention.{}.weight", ("hubert", ["q_proj", "k_proj", "v_proj"]))
-    >>> bert = tiny(3, "encoder.layer.{}.attention.self.{}.weight", ("bert", ["query", "key", "value"]))
+    >>> def tiny(family, layers, name, projections):
+    ...     shapes = {name.format(i, p): (8, 8) for i in range(layers) for p in projections.split()}
+    ...     return index_attention(shapes, architecture(family), heads=2)
+    >>> hubert = tiny("hubert", 2, "encoder.layers.{}.attention.{}_proj.weight", "q k v")
+    >>> bert = tiny("bert", 3, "encoder.layer.{}.attention.self.{}.weight", "query key value")
     >>> plan = make_plan(hubert, bert, lam=0.9, layers="last:1", projections="qk")
     >>> [(e.layer, e.donor_layer, e.projection, e.lam) for e in plan.entries]
     [(1, 2, 'query', 0.9), (1, 2, 'key', 0.9)]

@@ -37,7 +37,9 @@ def plot_lambdas(epochs: Sequence[int], lambdas: Sequence[dict[str, float]], fil
     low, high = float(grid.min()), float(grid.max())
     if high - low < 1e-3:  # colours would show rounding as structure
         low, high = low - 5e-4, high + 5e-4
-    image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    image = axes.imshow(
+        grid, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest"
+    )
     step = max(1, len(epochs) // 20)
     axes.set_xticks(range(0, len(epochs), step), [str(e) for e in epochs[::step]])
     axes.set_yticks(range(len(names)), names)

@@ -62,6 +62,10 @@ def load_recipe(
         near = difflib.get_close_matches(match[1], re.findall(r"'(.*?)'", match[2]), n=1)
         hint = f"; did you mean --{near[0]}?" if near else ""
         raise MAMError(f"--{match[1]}: '{hparams_file}' has no such key{hint}") from error
+    except ValueError as error:
+        if "reference" not in str(error):
+            raise
+        raise MAMError(f"'{hparams_file}': {error}") from error
     except TypeError as error:
         if not any("Invalid argument" in str(part) for part in error.args):
             raise
@@ -92,10 +96,10 @@ def check_keys(hparams: dict[str, Any], needed: Iterable[str]) -> None:
 
     Example
     -------
-    >>> check_keys({"number_of_epoch": 3}, needed=["number_of_epochs"])
+    >>> check_keys({"sortng": "random"}, needed=["sorting"])
     Traceback (most recent call last):
     ...
-    speechbrain_mam.errors.MAMError: YAML key 'number_of_epochs' is missing; is it 'number_of_epoch'?
+    speechbrain_mam.errors.MAMError: YAML key 'sorting' is missing; is it 'sortng'?
     """
     needed = set(needed)
     spare = [key for key in hparams if key not in needed]
@@ -117,7 +121,9 @@ def tensorboard_logger(use: bool, save_dir: str) -> TensorboardLogger | None:
 
 
 def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
-    """Log the test results side by side, λ per layer and where the files are; write ``results.json``.
+    """Log the test results side by side, λ per layer, and where the files are.
+
+    The figures also go into ``results.json``.
 
     Arguments
     ---------
@@ -129,7 +135,8 @@ def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
     if not if_main_process():
         return
     folder = Path(brain.hparams.output_folder)
-    lambdas = brain.mam.live.values() if brain.history is not None else {}
+    learned = brain.mam is not None and brain.mam.learnable
+    lambdas = brain.mam.live.values() if brain.mam is not None and learned else {}
     content = {"results": results, "lambdas": lambdas}
     write_beside(
         folder / "results.json",

@@ -29,7 +29,9 @@ FULL_SIZE = 5000
 HELD_OUT = 250
 
 
-def prepare_ljspeech(data_folder: str | Path, save_folder: str | Path, alphabet: CTCAlphabet) -> None:
+def prepare_ljspeech(
+    data_folder: str | Path, save_folder: str | Path, alphabet: CTCAlphabet
+) -> None:
     """Write ``train.csv``, ``valid.csv`` and ``test.csv`` into ``save_folder``.
 
     Arguments

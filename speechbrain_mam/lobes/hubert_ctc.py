@@ -213,5 +213,7 @@ def _read_alphabet(folder: Path, size: int) -> CTCAlphabet:
         raise MAMError(f"'{file}': no such file; a pretrained CTC head needs its vocabulary")
     ids = json.loads(file.read_text(encoding="utf-8"))
     if max(ids.values()) >= size:
-        raise MAMError(f"'{file}' has the index {max(ids.values())}, the CTC head only {size} labels")
+        raise MAMError(
+            f"'{file}' has the index {max(ids.values())}, the CTC head only {size} labels"
+        )
     return CTCAlphabet(ids)

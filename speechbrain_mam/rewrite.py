@@ -1,0 +1,233 @@
+"""A merge from folder to folder, in which only the bytes of the plan's tensors change.
+
+    W = λ · W_target + (1 − λ) · W_donor
+
+The target's files are copied, and in the copy the tensors of the plan are overwritten where they
+lie: header, metadata, padding, order and every other tensor keep their bytes, and one tensor at a
+time is in memory. NumPy does the arithmetic, since importing torch takes more memory (0.5 GB with
+its CUDA build) than the whole merge; torch is loaded only where a ``.bin`` has to be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from speechbrain_mam.donor import ModelFolder
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.folders import carry_along
+from speechbrain_mam.plan import MergePlan, PlanEntry
+
+Array = npt.NDArray[np.floating[Any]]
+
+NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""How the floating-point types of safetensors are read; NumPy knows no bfloat16, only its bits."""
+
+
+class TensorFile:
+    """Single tensors of a safetensors file, read and overwritten in place.
+
+    Plain reads and writes: pages of a mapped file would count as this process's memory.
+
+    Arguments
+    ---------
+    path : Path
+        A whole safetensors file, as :class:`~speechbrain_mam.donor.ModelFolder` has checked it.
+    mode : str
+        ``"rb"``, or ``"r+b"`` to overwrite.
+    """
+
+    def __init__(self, path: Path, mode: str = "rb"):
+        self.path = path
+        self._stream = path.open(mode)
+        (length,) = struct.unpack("<Q", self._stream.read(8))
+        self._header: dict[str, Any] = json.loads(self._stream.read(length))
+        self._data_start = 8 + length
+
+    def read(self, name: str) -> Array:
+        """The values of one tensor, flat: float64 where that is stored, float32 otherwise."""
+        start, end = self._header[name]["data_offsets"]
+        self._stream.seek(self._data_start + start)
+        raw = np.frombuffer(self._stream.read(end - start), NUMPY_TYPES[self._dtype(name)])
+        if self._dtype(name) == "BF16":  # the upper half of a float32
+            return (raw.astype("<u4") << 16).view("<f4")
+        return raw if raw.dtype == np.float64 else raw.astype("<f4", copy=False)
+
+    def write(self, name: str, values: Array) -> None:
+        """Overwrite one tensor, with one cast to the precision that it is stored in."""
+        dtype = self._dtype(name)
+        wide = values.astype("<f4" if dtype == "BF16" else NUMPY_TYPES[dtype])
+        raw = _round_to_bfloat16(wide) if dtype == "BF16" else wide
+        finite = (raw & 0x7F80) != 0x7F80 if dtype == "BF16" else np.isfinite(raw)
+        if not finite.all():
+            raise MAMError(
+                f"'{name}' would hold values that are not finite in {dtype}: the target, or the "
+                "donor's tensor that is mixed into it, is damaged or out of range"
+            )
+        self._stream.seek(self._data_start + self._header[name]["data_offsets"][0])
+        self._stream.write(raw.tobytes())
+
+    def close(self) -> None:
+        """Write what is still buffered and close the file."""
+        self._stream.close()
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _dtype(self, name: str) -> str:
+        dtype: str = self._header[name]["dtype"]
+        if dtype not in NUMPY_TYPES:
+            raise MAMError(
+                f"'{self.path.name}': '{name}' is stored as {dtype}; only {', '.join(NUMPY_TYPES)} "
+                "can be merged"
+            )
+        return dtype
+
+
+def _round_to_bfloat16(values: Array) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """The nearest bfloat16, ties to even, as torch rounds; NaN is left for the caller to find."""
+    bits = values.view("<u4")
+    rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype("<u2")
+
+
+def mix(target: Array, donor: Array, lam: float) -> Array:
+    """λ · target + (1 − λ) · donor, with the bits of :func:`speechbrain_mam.merge.linear`.
+
+    ``torch.lerp`` starts from the nearer end and rounds its multiply-add once (FMA). NumPy has no
+    FMA, but float64 holds the product of two float32 exactly.
+
+    Arguments
+    ---------
+    target, donor : Array
+        Flat, float32 or float64; the result has the target's precision.
+    lam : float
+        The target's share. 1 gives the target's bits, 0 the donor's.
+
+    Example
+    -------
+    >>> mix(np.float32([1, 2]), np.float32([3, 6]), lam=0.5).tolist()
+    [2.0, 4.0]
+    """
+    donor = donor.astype(target.dtype, copy=False)
+    if lam in (0, 1):
+        return target if lam == 1 else donor
+    share = target.dtype.type(lam)
+    base, factor = (donor, share) if lam < 0.5 else (target, share - target.dtype.type(1))
+    step = np.float64(factor) * (target - donor).astype(np.float64)
+    return (base.astype(np.float64) + step).astype(target.dtype)
+
+
+def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out: Path) -> None:
+    """Write the merged model, with everything that lies beside the target's weights, into ``out``.
+
+    ``out`` also gets ``mam_plan.json``: the plan, and the SHA-256 of the donor's tensors
+    (:meth:`speechbrain_mam.Donor.fingerprint`).
+
+    Arguments
+    ---------
+    plan : MergePlan
+        Made from ``target.attention()`` and ``donor.attention()``.
+    target, donor : ModelFolder
+        Only read.
+    out : Path
+        An empty folder, such as :func:`~speechbrain_mam.folders.new_folder` gives.
+
+    Raises
+    ------
+    MAMError
+        If a tensor is stored in a type that cannot be merged, or would not be finite.
+    OSError
+        If a file cannot be read or written.
+    """
+    carry_along(target.path, out, set(target.files.values()))
+    files = _copy_weights(target, out)
+    content = json.loads(plan.to_json()) | {"donor_sha256": _rewrite(plan, files, donor)}
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    (out / "mam_plan.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _copy_weights(target: ModelFolder, out: Path) -> dict[str, Path]:
+    """Copy the target's weights; where each of its tensors is now."""
+    sources = target.weight_files()
+    if sources[0].suffix != ".safetensors":
+        _save_as_safetensors(target, out / "model.safetensors")
+        return dict.fromkeys(target.files, out / "model.safetensors")
+    for source in sources:
+        if source.parent != target.path:
+            raise MAMError(f"'{target.path}': the shard '{source}' lies outside of the folder")
+        shutil.copyfile(source, out / source.name)
+    index = "model.safetensors.index.json"
+    if (target.path / index).is_file():
+        shutil.copyfile(target.path / index, out / index)
+    return {name: out / file.name for name, file in target.files.items()}
+
+
+def _save_as_safetensors(target: ModelFolder, file: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors, storages = {}, set()
+    for name in target.files:
+        tensor = target.read(name).contiguous()
+        if tensor.untyped_storage().data_ptr() in storages:
+            tensor = tensor.clone()  # safetensors has no tied weights: each name gets its own
+        storages.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _rewrite(plan: MergePlan, files: Mapping[str, Path], donor: ModelFolder) -> str:
+    """Overwrite the plan's tensors in ``files``; the donor's fingerprint."""
+    digest = hashlib.sha256()
+    factors: dict[tuple[int, str], float] = {}
+    with ExitStack() as stack:
+        # TensorFile.write finds what is not finite and names it; NumPy would only warn
+        stack.enter_context(np.errstate(over="ignore", invalid="ignore"))
+        touched = sorted({files[entry.target] for entry in plan.entries})
+        ours = {file: stack.enter_context(TensorFile(file, "r+b")) for file in touched}
+        read = {file for file in donor.files.values() if file.suffix == ".safetensors"}
+        theirs = {file: stack.enter_context(TensorFile(file)) for file in sorted(read)}
+        for entry in plan.entries:
+            file = ours[files[entry.target]]
+            target = file.read(entry.target)
+            source = theirs.get(donor.files[entry.donor])
+            values = source.read(entry.donor) if source else _read_bin(donor, entry.donor)
+            digest.update(repr((entry.donor_key, entry.shape)).encode())
+            digest.update(values.astype("<f4", copy=False).tobytes())
+            if plan.donor_scale == "match_norm":
+                if entry.kind == "weight":
+                    factors[entry.layer, entry.projection] = _norm_ratio(target, values, entry)
+                # a bias is scaled with its weight, so that x ↦ W·x + b is scaled as a whole
+                values = values * values.dtype.type(factors[entry.layer, entry.projection])
+            if entry.lam != 1:
+                file.write(entry.target, mix(target, values, entry.lam))
+    return digest.hexdigest()
+
+
+def _read_bin(donor: ModelFolder, name: str) -> Array:
+    tensor = donor.read(name).flatten()
+    values: Array = (tensor.double() if tensor.element_size() == 8 else tensor.float()).numpy()
+    return values
+
+
+def _norm_ratio(target: Array, donor: Array, entry: PlanEntry) -> float:
+    """‖target‖ / ‖donor‖ (Frobenius), the factor of ``donor_scale: match_norm``."""
+    norm = np.linalg.norm(donor.astype(np.float64))
+    if norm == 0:
+        raise MAMError(
+            f"key 'donor_scale': the donor's '{entry.donor}' is all zeros and cannot be scaled to "
+            "the target's norm; use 'none'"
+        )
+    return float(np.linalg.norm(target.astype(np.float64)) / norm)

@@ -1,0 +1,76 @@
+"""Where attention is found, and what is said when it is not."""
+
+import pytest
+import torch
+from conftest import FAMILIES, build_speech_model
+
+from speechbrain_mam import MAMError, find_attention, index_attention
+from speechbrain_mam.attention import ARCHITECTURES, architecture
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_found_bare_with_head_and_wrapped(family):
+    with_head = build_speech_model(family)
+    bare = with_head.base_model
+    for target in (bare, with_head, torch.nn.ModuleList([with_head, torch.nn.Linear(2, 2)])):
+        index = find_attention(target)
+        assert (index.num_layers, index.heads, index.hidden_size) == (3, 2, 16)
+        assert architecture(family) is index.architecture
+        for ref in index.tensors.values():
+            assert tuple(target.get_parameter(ref.name).shape) == ref.shape
+        assert len(index.tensors) == 3 * 4 * 2
+
+
+def test_speechbrains_own_lobe_is_a_target(hubert_folder, tmp_path, monkeypatch):
+    from speechbrain.integrations.huggingface.hubert import HuBERT
+
+    lobe = HuBERT(str(hubert_folder), save_path=str(tmp_path))
+    assert find_attention(lobe).num_layers == 3
+    assert find_attention(HubertCTC(hubert_folder)).prefix == "model.hubert."
+
+
+def test_nothing_supported_is_an_error_that_names_what_was_seen():
+    with pytest.raises(MAMError, match="Linear holds no supported encoder"):
+        find_attention(torch.nn.Linear(2, 2))
+    model = build_speech_model()
+    model.config.model_type = model.base_model.config.model_type = "strange"
+    with pytest.raises(MAMError, match="model types seen: strange"):
+        find_attention(model)
+
+
+def test_two_encoders_are_an_error():
+    with pytest.raises(MAMError, match="holds 2 supported encoders"):
+        find_attention(torch.nn.ModuleList([build_speech_model(), build_speech_model()]))
+
+
+def test_zero_matches_show_the_closest_names():
+    shapes = {"encoder.layers.0.attn.q_proj.weight": (4, 4)}
+    with pytest.raises(MAMError, match=r"closest are 'encoder\.layers\.0\.attn\.q_proj\.weight'"):
+        index_attention(shapes, architecture("hubert"), heads=2)
+
+
+def test_missing_layer_and_odd_shape_are_named():
+    names = {f"encoder.layers.{i}.attention.{p}_proj.weight": (4, 4) for i in (0, 2) for p in "qkv"}
+    with pytest.raises(MAMError, match="layer 1 of 3 has no query weight"):
+        index_attention(names, architecture("hubert"), heads=2)
+    names = {f"encoder.layers.0.attention.{p}_proj.weight": (4, 4) for p in "qk"}
+    names["encoder.layers.0.attention.v_proj.weight"] = (4, 3)
+    with pytest.raises(MAMError, match=r"v_proj\.weight' has shape \[4, 3\], expected \[4, 4\]"):
+        index_attention(names, architecture("hubert"), heads=2)
+
+
+def test_heads_must_divide_the_width():
+    names = {f"encoder.layers.0.attention.{p}_proj.weight": (4, 4) for p in "qkv"}
+    with pytest.raises(MAMError, match="3 attention heads do not divide the width 4"):
+        index_attention(names, architecture("hubert"), heads=3)
+
+
+def test_an_unknown_family_gets_a_hint():
+    with pytest.raises(MAMError, match="did you mean 'hubert'"):
+        architecture("huber")
+
+
+def test_no_model_type_stands_in_two_rows():
+    names = [name for row in ARCHITECTURES for name in row.model_types]
+    assert len(names) == len(set(names))

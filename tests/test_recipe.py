@@ -1,0 +1,233 @@
+"""The LJ Speech recipe as a user runs it: all three YAMLs, DDP, resume, bad input.
+
+Each training is one of a tiny random model on noise and takes about ten seconds, most of them
+Python's imports.
+"""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPO, save_bert, save_corpus
+
+from speechbrain_mam import MAMError
+from speechbrain_mam.asr import KEYS
+from speechbrain_mam.recipe import load_recipe
+
+TRAIN = str(REPO / "recipes" / "LJSpeech" / "train.py")
+TINY = {
+    "precision": "fp32",
+    "number_of_epochs": "2",
+    "max_batch_length_s": "3",
+    "batch_size": "8",
+    "lr": "0.001",
+    "lr_mam": "0.05",
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, hubert_folder, bert_folder):
+    """A corpus whose training part has 16 utterances."""
+    corpus = save_corpus(tmp_path_factory.mktemp("data") / "corpus", utterances=25)
+    return {
+        "data_folder": str(corpus),
+        "speech_model": str(hubert_folder),
+        "donor_model": str(bert_folder),
+    }
+
+
+def command(kind, parts, output, *extra, **options):
+    yaml = REPO / "hparams" / f"{kind}.yaml"
+    options = {**parts, **TINY, "output_folder": str(output), **options}
+    known = yaml.read_text(encoding="utf-8")
+    flat = [
+        word
+        for key, value in options.items()
+        if f"\n{key}:" in known
+        for word in (f"--{key}", value)
+    ]
+    return [str(yaml), *flat, *extra]
+
+
+def run(arguments, launcher=(sys.executable,), script=(TRAIN,), check=True, **environment):
+    done = subprocess.run(
+        [*launcher, *script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPO,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        timeout=300,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout[-4000:]
+    return done
+
+
+def record(tmp_path, name, arguments, launcher=(sys.executable,), **options):
+    folder = tmp_path / f"steps_{name}"
+    folder.mkdir(exist_ok=True)
+    script = (str(REPO / "tests" / "record_steps.py"), str(folder), TRAIN)
+    done = run(arguments, launcher, script, **options)
+    return [torch.load(file) for file in sorted(folder.glob("rank*.pt"))], done
+
+
+def test_learnable(parts, tmp_path):
+    out = tmp_path / "out"
+    done = run(command("mam_learnable", parts, out, "--use_tensorboard", "True"))
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["results"]) == {"untouched", "mam_learnable"}
+    assert list(results["lambdas"]) == ["layer 0", "layer 1", "layer 2"]
+    table = list(csv.reader((out / "lambdas.csv").open()))
+    assert table[0] == ["epoch", "layer 0", "layer 1", "layer 2"]
+    assert [row[0] for row in table[1:]] == ["0", "1", "2"]
+    assert table[1][1:] == ["0.95"] * 3 and table[1] != table[3]
+    assert (out / "lambdas.png").stat().st_size > 5000
+    assert "W = λ · W_target + (1 − λ) · W_donor" in (out / "merge_plan.txt").read_text("utf-8")
+    assert "train lambda layer 2" in (out / "train_log.txt").read_text()
+    assert list((out / "tensorboard").iterdir())
+    for name in ("untouched", "mam_learnable"):
+        assert "%WER" in (out / f"wer_{name}.txt").read_text()
+        assert len(json.loads((out / f"utterances_{name}.json").read_text())["utterances"]) == 5
+    for shown in ("Test set:", "Learned λ", "layer 2", "lambdas.png"):
+        assert shown in done.stdout
+    # Evaluated again from the checkpoint alone, in a new process: the same figures
+    before = (out / "utterances_mam_learnable.json").read_text()
+    run(command("mam_learnable", parts, out, "--test_only"))
+    assert (out / "utterances_mam_learnable.json").read_text() == before
+
+
+def test_finetune_and_zeroshot(parts, tmp_path):
+    out = tmp_path / "finetune"
+    run(command("finetune", parts, out))
+    assert not (out / "merge_plan.txt").exists()
+    assert set(json.loads((out / "results.json").read_text())["results"]) == {
+        "untouched",
+        "finetune",
+    }
+    out = tmp_path / "zeroshot"
+    run(command("mam_zeroshot", parts, out, lam="0.5"))
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert results["mam_zeroshot"]["loss"] != results["untouched"]["loss"]
+    out = tmp_path / "identity"
+    run(command("mam_zeroshot", parts, out, lam="1"))
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert results["mam_zeroshot"] == results["untouched"]
+
+
+def test_two_ranks_equal_one_process(parts, tmp_path):
+    """Same global batch: λ and weights agree on both ranks after every step, and with one process.
+
+    SGD for the encoder: Adam would blow gradients that are zero but for rounding (a key's bias has
+    none in theory) up to whole steps.
+    """
+    text = (REPO / "hparams" / "mam_learnable.yaml").read_text(encoding="utf-8")
+    text = text.replace("torch.optim.AdamW", "torch.optim.SGD")
+    yaml = tmp_path / "sgd.yaml"
+    yaml.write_text(text, encoding="utf-8")
+    options = {"dynamic_batching": "False", "wav_augment": "null", "lr": "0.05"}
+
+    def arguments(name, batch_size):
+        _, *rest = command(
+            "mam_learnable", parts, tmp_path / name, **options, batch_size=batch_size
+        )
+        return [str(yaml), *rest]
+
+    (one,), _ = record(tmp_path, "one", arguments("one", "8"))
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    (rank0, rank1), _ = record(
+        tmp_path, "two", [*arguments("two", "4"), "--distributed_backend", "gloo"], torchrun
+    )
+    assert one.shape == rank0.shape and len(one) == 4
+    assert torch.equal(rank0, rank1)
+    assert (one[-1] - one[0]).abs().max() > 1e-3
+    torch.testing.assert_close(rank0, one, rtol=0, atol=1e-5)
+    assert "find_unused_parameters" not in text
+
+
+def test_resumed_in_the_middle_of_an_epoch(parts, tmp_path):
+    """With augmentation, dropout and shuffled dynamic batches: every random number must return."""
+    extra = ("--ckpt_interval_steps", "2")
+    options = {"dropout": "0.1"}
+    (whole,), _ = record(
+        tmp_path, "whole", command("mam_learnable", parts, tmp_path / "whole", *extra, **options)
+    )
+    per_epoch = len(whole) // 2
+    killed_at = per_epoch + 3  # a step after the second epoch's first checkpoint
+    arguments = command("mam_learnable", parts, tmp_path / "cut", *extra, **options)
+    (cut,), done = record(tmp_path, "cut", arguments, check=False, KILL_AFTER_STEPS=str(killed_at))
+    assert done.returncode == 9 and len(cut) == killed_at
+    (rest,), _ = record(tmp_path, "rest", arguments)
+    assert len(rest) == len(whole) - per_epoch - 2
+    assert torch.equal(torch.cat([cut[: per_epoch + 2], rest]), whole)
+    for name in ("lambdas.csv", "utterances_mam_learnable.json"):
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_resuming_with_another_donor_is_an_error(parts, tmp_path):
+    arguments = command("mam_learnable", parts, tmp_path / "out", number_of_epochs="1")
+    run(arguments)
+    arguments[arguments.index("--donor_model") + 1] = str(save_bert(tmp_path / "other", seed=5))
+    done = run(arguments, check=False)
+    assert done.returncode == 2
+    assert "belongs to another donor" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "extra", "message"),
+    [
+        ({"data_folder": "nowhere"}, (), "--data_folder 'nowhere': no such folder"),
+        ({"lam": "1.5"}, (), "key 'lam': λ = 1.5 is not a number in [0, 1]"),
+        ({"layers": "0-7"}, (), "key 'layers': '0-7' names layer 3, but the target has"),
+        ({}, ("--lamda", "0.9"), "has no such key; did you mean --lam?"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_step(options, extra, message, parts, tmp_path):
+    done = run(command("mam_learnable", parts, tmp_path / "out", *extra, **options), check=False)
+    assert done.returncode == 2, done.stdout[-2000:]
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout
+    assert "Going into epoch" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("sorting: ascending", "sortng: ascending", "'sorting' is missing; is it 'sortng'"),
+        ("max_grad_norm: 5.0", "max_grad_nrom: 5.0", "did you mean 'max_grad_norm'"),
+        (
+            "    granularity: !ref",
+            "    granularty: !ref",
+            "unexpected keyword argument 'granularty'",
+        ),
+        ("lr: 0.0003", "learn_rate: 0.0003", 'The reference "lr" is not valid'),
+    ],
+)
+def test_a_misspelt_yaml_key(old, new, message, parts, tmp_path):
+    text = (REPO / "hparams" / "mam_learnable.yaml").read_text(encoding="utf-8")
+    assert old in text
+    yaml = tmp_path / "misspelt.yaml"
+    yaml.write_text(text.replace(old, new), encoding="utf-8")
+    _, *rest = command("mam_learnable", parts, tmp_path / "out")
+    if "--lr" in rest and "learn_rate" in new:
+        del rest[rest.index("--lr") : rest.index("--lr") + 2]
+    with pytest.raises(MAMError, match=re.escape(message)):
+        load_recipe([str(yaml), *rest], needed=KEYS)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("kind", ["finetune", "mam_zeroshot", "mam_learnable"])
+def test_real_speech_goes_through_every_yaml(kind, real_data, tmp_path):
+    """Two batches of training a YAML; the figures are the README's business."""
+    parts = {"data_folder": str(real_data / "prompts_ljspeech")}
+    yaml = str(REPO / "hparams" / f"{kind}.yaml")
+    options = ["--output_folder", str(tmp_path / "out"), "--debug", "--data_folder"]
+    run([yaml, *options, parts["data_folder"]])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert set(results) == {"untouched", kind}
+    assert all(0 < metrics["WER"] <= 150 for metrics in results.values())
