@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from speechbrain_mam.attention import ARCHITECTURES, find_attention, index_attention
-from speechbrain_mam.donor import Donor
-from speechbrain_mam.errors import MAMError
-from speechbrain_mam.learnable import LearnableMAM, MergedLinear
-from speechbrain_mam.mam import MAM
-from speechbrain_mam.merge import Merge
-from speechbrain_mam.plan import MergePlan, make_plan
-
 if TYPE_CHECKING:
+    from speechbrain_mam.attention import ARCHITECTURES, find_attention, index_attention
     from speechbrain_mam.brain import MAMBrain
+    from speechbrain_mam.donor import Donor
+    from speechbrain_mam.errors import MAMError
+    from speechbrain_mam.learnable import LearnableMAM
+    from speechbrain_mam.mam import MAM
+    from speechbrain_mam.merge import Merge
+    from speechbrain_mam.merged_linear import MergedLinear
+    from speechbrain_mam.plan import MergePlan, make_plan
 
 __version__ = "0.1.0"
 
@@ -33,10 +34,25 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # The core serves plain PyTorch users too: SpeechBrain comes with the one class that needs it.
-    if name == "MAMBrain":
-        from speechbrain_mam.brain import MAMBrain
+_MODULES = {
+    "ARCHITECTURES": "attention",
+    "MAM": "mam",
+    "Donor": "donor",
+    "LearnableMAM": "learnable",
+    "MAMBrain": "brain",
+    "MAMError": "errors",
+    "Merge": "merge",
+    "MergePlan": "plan",
+    "MergedLinear": "merged_linear",
+    "find_attention": "attention",
+    "index_attention": "attention",
+    "make_plan": "plan",
+}
 
-        return MAMBrain
+
+def __getattr__(name: str) -> Any:
+    # Each name is loaded with its first use: plain PyTorch users need no SpeechBrain, and the
+    # command line needs neither it nor torch (half a gigabyte and seconds of start-up).
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"speechbrain_mam.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,11 +23,12 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from speechbrain_mam.errors import MAMError
+
+if TYPE_CHECKING:
+    import torch
 
 PROJECTIONS = ("query", "key", "value", "output")
 KINDS = ("weight", "bias")
@@ -224,6 +225,7 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
 
     Example
     -------
+    >>> import torch
     >>> from transformers import HubertConfig, HubertModel
     >>> tiny = HubertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
     ...     intermediate_size=8, conv_dim=(8,), conv_kernel=(4,), conv_stride=(4,),

@@ -29,6 +29,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TrainLogger
 
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.learnable import keep_donor_out_of_ddp
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.plots import plot_lambdas, write_beside
 
@@ -204,6 +205,11 @@ class MAMBrain(sb.Brain):
         super().optimizers_step()
         if self.history is not None:
             self.mam.live.project_()
+
+    def _wrap_distributed(self):
+        for module in self.modules.values():
+            keep_donor_out_of_ddp(module)
+        super()._wrap_distributed()
 
     def on_fit_start(self):
         """Refuse to train a merge that is fixed: its undoing would lose what was learned."""

@@ -9,18 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import zipfile
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from speechbrain_mam.attention import AttentionIndex, architecture, index_attention
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.sources import resolve_model
 
+if TYPE_CHECKING:
+    import torch
+
+# torch alone is half a gigabyte: `speechbrain-mam`, which works on files, does without it, so it
+# is imported here only where a tensor is asked for.
 TensorKey = tuple[int, str, str]
 """``(layer, projection, kind)``, e.g. ``(3, "query", "weight")``."""
 
@@ -74,7 +79,10 @@ class ModelFolder:
             ("pytorch_model.bin", "pytorch_model.bin.index.json"),
         ):
             if (self.path / index).is_file():
-                shards = sorted(set(_read_json(self.path / index)["weight_map"].values()))
+                weight_map = _read_json(self.path / index).get("weight_map")
+                if not isinstance(weight_map, dict) or not weight_map:
+                    raise MAMError(f"'{self.path / index}' has no 'weight_map' (tensor → shard)")
+                shards = sorted(set(weight_map.values()))
                 for shard in shards:
                     if not (self.path / shard).is_file():
                         raise MAMError(
@@ -101,8 +109,12 @@ class ModelFolder:
         row = architecture(self.config.get("model_type"))
         if row.heads not in self.config:
             raise MAMError(f"'{self.path / 'config.json'}' has no '{row.heads}'")
-        where = f"'{self.path}'"
-        return index_attention(self.shapes, row, int(self.config[row.heads]), where=where)
+        heads = self.config[row.heads]
+        if not isinstance(heads, int):
+            raise MAMError(
+                f"'{self.path / 'config.json'}': expected a number as '{row.heads}', got {heads!r}"
+            )
+        return index_attention(self.shapes, row, heads, where=f"'{self.path}'")
 
 
 class Donor:
@@ -144,18 +156,21 @@ class Donor:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MAMError(f"'{file}': no such file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MAMError(f"'{file}' is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise MAMError(f"'{file}': expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
     if file.suffix != ".safetensors":
         return {name: tuple(tensor.shape) for name, tensor in _load_bin(file).items()}
     try:
-        with safe_open(file, framework="pt") as stream:
+        with safe_open(file, framework="np") as stream:
             return {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise MAMError(f"'{file}' is not a whole safetensors file: {error}") from error
@@ -163,8 +178,13 @@ def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
 
 @lru_cache(maxsize=1)  # every tensor of a .bin comes with the whole file; mmap keeps it on disk
 def _load_bin(file: Path) -> dict[str, torch.Tensor]:
+    import torch
+
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        # Files from before torch 1.6 (bert-large-uncased's) are no zip archives: no mmap for them.
+        state = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
     except pickle.UnpicklingError as error:
         raise MAMError(
             f"'{file}' holds pickled code and is not read. Convert it where you trust it: load the "

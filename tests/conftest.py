@@ -34,11 +34,17 @@ FAMILIES = {
 }
 
 
-def pytest_runtest_setup():
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems():
     """Hypothesis asks every module for its file; SpeechBrain's lazy ones would be imported by it."""
     for module in list(sys.modules.values()):
         if type(module).__name__ in ("LazyModule", "DeprecatedModuleRedirect"):
             vars(module).setdefault("__file__", None)
+
+
+def pytest_runtest_setup():
+    """A test may have brought more of them."""
+    pytest_collection_modifyitems()
 
 
 def speech_config(family: str = "hubert", **overrides):

@@ -8,7 +8,7 @@ from conftest import FAMILIES, build_speech_model
 from torch import nn
 
 from speechbrain_mam import Donor, LearnableMAM, MAMError, MergedLinear, find_attention, make_plan
-from speechbrain_mam.learnable import GRANULARITIES
+from speechbrain_mam.learnable import GRANULARITIES, keep_donor_out_of_ddp
 
 WAV = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
 
@@ -244,6 +244,24 @@ def test_a_wrapped_projection_is_named(bert_folder):
     attention.q_proj = type("Wrapped", (nn.Linear,), {})(16, 16)
     with pytest.raises(MAMError, match=r"attention\.q_proj' is a Wrapped, expected a plain"):
         put_in(model, Donor(bert_folder))
+
+
+def test_ddp_does_not_broadcast_the_donor(bert_folder):
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    model = nn.ModuleDict({"encoder": build_speech_model()})
+    model.register_buffer("other", torch.zeros(1))
+    put_in(model, Donor(bert_folder))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        plain = len(DistributedDataParallel(model).modules_buffers)
+        keep_donor_out_of_ddp(model)
+        ours = DistributedDataParallel(model).modules_buffers
+    finally:
+        dist.destroy_process_group()
+    assert plain == 1 + 3 * 3 * 2
+    assert [id(buffer) for buffer in ours] == [id(model.other)]
 
 
 def test_a_deep_copy_is_independent(bert_folder):

@@ -20,7 +20,8 @@ import numpy as np
 import soundfile
 
 from speechbrain_mam.embedded.grammar import Sentence, sentences
-from speechbrain_mam.embedded.synthesise import MINI_LJ_VOICE, SAMPLE_RATE_HZ, synthesise
+from speechbrain_mam.embedded.synthesise import SAMPLE_RATE_HZ, synthesise
+from speechbrain_mam.embedded.voices import MINI_LJ_VOICE
 
 SENTENCES = 600
 SEED = 1

@@ -41,7 +41,9 @@ class _Cursor:
     def name(self) -> str:
         raw = bytes(self.take(self.number("H")))
         if not raw.endswith(b"\0"):
-            raise ValueError(f"{self.path}: not a CTranslate2 model: a name without end {raw[:20]!r}")
+            raise ValueError(
+                f"{self.path}: not a CTranslate2 model: a name without end {raw[:20]!r}"
+            )
         return raw[:-1].decode("utf-8", errors="replace")
 
 

@@ -14,12 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from speechbrain_mam.embedded import words
-
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+from speechbrain_mam.embedded.spoken_numbers import number_words, ordinal_words, year_words
 
 #: Slots that are written differently from how they are said, as ``written|said``.
 _ABBREVIATIONS = {
@@ -33,28 +28,27 @@ _ABBREVIATIONS = {
 }
 
 _PHRASES = {
-    "who": [
-        "{name}", "{name}", "the {person}", "my {person}", "our {person}", "the {padj} {person}",
-        "a {padj} {person}", "his {person}", "her {padj} {person}", "{name}'s {person}", "{title} {surname}",
-        "the {person} from {town}",
-    ],
-    "they": ["the {group}", "{name} and {name}", "our {group}", "two of the {group}", "many {group}"],
-    "whom": ["the {person}", "my {person}", "the {padj} {person}", "our {group}", "{name}", "her {person}"],
-    "what": [
-        "the {thing}", "a {adj} {thing}", "the {adj} {thing}", "his {thing}", "her {adj} {thing}",
-        "my {thing}", "their {adj} {thing}", "the {person}'s {thing}", "our {thing}",
-    ],
-    "where": [
-        "in the {place}", "near the {place}", "behind the {place}", "outside the {place}", "at the {place}",
-        "beside the old {place}", "not far from the {place}", "across from the {place}",
-    ],
-    "onto": ["on the {thing}", "under the {thing}", "behind the {thing}", "inside the {thing}"],
-    "toward": [
-        "to the {place}", "toward the {place}", "through the {place}", "past the {place}", "around the {place}",
-        "from the {place} to the {place}", "into the {place}", "to {town}",
-    ],
-    "beast": ["the {person}'s {animal}", "the {aadj} {animal}", "a {aadj} {animal}", "an {animal}", "their {animal}"],
-}  # fmt: skip
+    "who": """
+        {name}; {name}; the {person}; my {person}; our {person}; the {padj} {person};
+        a {padj} {person}; his {person}; her {padj} {person}; {name}'s {person}; {title} {surname};
+        the {person} from {town}""",
+    "they": "the {group}; {name} and {name}; our {group}; two of the {group}; many {group}",
+    "whom": """
+        the {person}; my {person}; the {padj} {person}; our {group}; {name}; her {person}""",
+    "what": """
+        the {thing}; a {adj} {thing}; the {adj} {thing}; his {thing}; her {adj} {thing}; my {thing};
+        their {adj} {thing}; the {person}'s {thing}; our {thing}""",
+    "where": """
+        in the {place}; near the {place}; behind the {place}; outside the {place}; at the {place};
+        beside the old {place}; not far from the {place}; across from the {place}""",
+    "onto": "on the {thing}; under the {thing}; behind the {thing}; inside the {thing}",
+    "toward": """
+        to the {place}; toward the {place}; through the {place}; past the {place};
+        around the {place}; from the {place} to the {place}; into the {place}; to {town}""",
+    "beast": """
+        the {person}'s {animal}; the {aadj} {animal}; a {aadj} {animal}; an {animal};
+        their {animal}""",
+}
 
 _TEMPLATES = """
 {who} {handle.past} {what} {when}
@@ -129,62 +123,6 @@ class Sentence:
     normalised: str
 
 
-def number_words(number: int) -> str:
-    """``number`` in words, 0 to 9999.
-
-    Raises
-    ------
-    ValueError
-        If it is outside that range.
-
-    Example
-    -------
-    >>> number_words(45), number_words(1207)
-    ('forty-five', 'one thousand two hundred seven')
-    """
-    if not 0 <= number < 10_000:
-        raise ValueError(f"number_words takes 0 to 9999, not {number}")
-    if number < 20:
-        return _ONES[number]
-    if number < 100:
-        tens, ones = divmod(number, 10)
-        return _TENS[tens - 2] + (f"-{_ONES[ones]}" if ones else "")
-    size, name = (1000, "thousand") if number >= 1000 else (100, "hundred")
-    rest = number % size
-    return f"{_ONES[number // size]} {name}" + (f" {number_words(rest)}" if rest else "")
-
-
-def year_words(year: int) -> str:
-    """A year between 1100 and 1999 as it is read aloud.
-
-    Example
-    -------
-    >>> year_words(1945), year_words(1806), year_words(1900)
-    ('nineteen forty-five', 'eighteen oh six', 'nineteen hundred')
-    """
-    century, rest = divmod(year, 100)
-    if rest == 0:
-        return f"{number_words(century)} hundred"
-    return f"{number_words(century)} {'oh ' if rest < 10 else ''}{number_words(rest)}"
-
-
-def ordinal_words(number: int) -> str:
-    """``number`` from 1 to 31 as a day of the month.
-
-    Example
-    -------
-    >>> ordinal_words(3), ordinal_words(20), ordinal_words(22)
-    ('third', 'twentieth', 'twenty-second')
-    """
-    irregular = {1: "first", 2: "second", 3: "third", 5: "fifth", 8: "eighth", 9: "ninth"}
-    irregular |= {12: "twelfth", 20: "twentieth", 30: "thirtieth"}
-    if number in irregular:
-        return irregular[number]
-    if number > 20:
-        return f"{_TENS[number // 10 - 2]}-{ordinal_words(number % 10)}"
-    return f"{number_words(number)}th"
-
-
 def _figure(slot: str, rng: random.Random) -> tuple[str, str] | None:
     """A number as it is written and said, or None if the slot is not one of a number."""
     if slot == "number":
@@ -223,17 +161,18 @@ def _lexicon() -> dict[str, tuple[str, ...]]:
         forms = [entry.split("/") for entry in getattr(words, verb.upper()).split()]
         for suffix, column in zip(("", ".past", ".ing"), zip(*forms, strict=True), strict=True):
             lexicon[verb + suffix] = tuple(column)
-    return lexicon | _ABBREVIATIONS | {slot: tuple(texts) for slot, texts in _PHRASES.items()}
+    phrases = {
+        slot: tuple(" ".join(phrase.split()) for phrase in text.split(";"))
+        for slot, text in _PHRASES.items()
+    }
+    return lexicon | _ABBREVIATIONS | phrases
 
 
 def _expand(text: str, rng: random.Random) -> tuple[str, str]:
     """``text`` with its slots filled, written and said."""
     written, said = [], []
     for i, piece in enumerate(re.split(r"\{([^}]+)\}", text)):
-        if i % 2 == 0:
-            pair = (piece, piece)
-        else:
-            pair = _figure(piece, rng) or _choose(piece, rng)
+        pair = (piece, piece) if i % 2 == 0 else _figure(piece, rng) or _choose(piece, rng)
         written.append(pair[0])
         said.append(pair[1])
     return "".join(written), "".join(said)

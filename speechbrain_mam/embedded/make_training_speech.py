@@ -28,14 +28,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from speechbrain_mam.embedded.synthesise import (
+from speechbrain_mam.embedded.synthesise import SAMPLE_RATE_HZ, synthesise_files
+from speechbrain_mam.embedded.voices import (
     ESPEAK_VOICES,
     FESTIVAL_VOICES,
     FLITE_VOICES,
-    SAMPLE_RATE_HZ,
     UNHEARD_ESPEAK_VOICES,
     Voice,
-    synthesise_files,
 )
 
 #: Share of the utterances that each group of voices speaks. The HTS voice costs ten times the
@@ -125,9 +124,9 @@ def make_noise(out: Path, speech: Sequence[Path], files: int = 20, seconds: floa
                 wave = np.sum([np.resize(soundfile.read(speech[c])[0], length) for c in chosen], 0)
             path = out / "noise" / f"{kind}-{i:02d}.wav"
             soundfile.write(path, 0.5 * wave / np.abs(wave).max(), SAMPLE_RATE_HZ)
-            rows.append((path.stem, f"{seconds:.3f}", path, "", kind))
+            rows.append((path.stem, f"{seconds:.3f}", path, "wav", ""))
     with open(out / "noise.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([FIELDS, *rows])
+        csv.writer(file).writerows([("ID", "duration", "wav", "wav_format", "wav_opts"), *rows])
 
 
 def texts_of(kind: str, count: int, wordnet: Path) -> list[str]:

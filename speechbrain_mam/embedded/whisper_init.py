@@ -3,10 +3,14 @@
 Whisper's encoder layers are pre-norm like HuBERT's stable-layer-norm ones, and load one to one; its
 key projection has no bias, so HuBERT's is zero. Whisper sees log-mel frames through two
 convolutions, HuBERT the waveform: a convolutional front end is regressed onto Whisper's embedded
-frames, 50 a second in both. Whisper then adds sinusoids of the absolute position. A convolution
-cannot know the position, so their mean over the first seconds goes into the projection's bias (most
-of them hardly move within an utterance), and the rest is left to HuBERT's positional convolution,
-which learns it while the whole model is regressed onto the Whisper encoder's output.
+frames, 50 a second in both.
+
+Whisper then adds sinusoids of the absolute position, without which its attention is lost. A
+convolution cannot know the position, except from the zeros before the first frame: over a channel
+of constant value c, the taps w_0, w_1, … that look 0, 1, … frames back sum to c · (w_0 + … + w_t) at
+frame t. So in each group of HuBERT's positional convolution the channel that varies least is made
+constant, and the taps on it are the differences of the sinusoids: an ordinary HuBERT that has
+Whisper's positions, exactly, up to half the kernel's length, and keeps the last one after it.
 """
 
 from __future__ import annotations
@@ -25,10 +29,14 @@ from speechbrain_mam.embedded.ctranslate2 import read_model
 SAMPLE_RATE_HZ = 16000
 #: Level at which Whisper hears the unit-variance waveform.
 SPEECH_RMS = 0.07
-MEAN_POSITION_FRAMES = 250
+#: Added inside the positional convolution's GELU and taken off in the projection's bias: at these
+#: values GELU is close to the identity and has an inverse. Small, for bfloat16's sake.
+POSITION_OFFSET = 3.0
 
 
-def load_encoder_layers(encoder: nn.Module, weights: dict[str, np.ndarray]) -> None:
+def load_encoder_layers(
+    encoder: HubertEncoderStableLayerNorm, weights: dict[str, np.ndarray]
+) -> None:
     """Copy Whisper's layers and final norm into a HuBERT stable-layer-norm encoder, in place.
 
     Arguments
@@ -48,10 +56,13 @@ def load_encoder_layers(encoder: nn.Module, weights: dict[str, np.ndarray]) -> N
         raise ValueError(f"Whisper has {depth} encoder layers, HuBERT {len(encoder.layers)}")
 
     def copy(module: nn.Module, name: str, parts: tuple[str, str] = ("weight", "bias")) -> None:
-        for parameter, part in zip((module.weight, module.bias), parts, strict=True):
+        for own, part in zip(("weight", "bias"), parts, strict=True):
+            parameter = module.get_parameter(own)
             source = torch.from_numpy(weights[f"encoder/{name}/{part}"].astype(np.float32))
             if source.shape != parameter.shape:
-                raise ValueError(f"encoder/{name}: {tuple(source.shape)} onto {parameter.shape}")
+                raise ValueError(
+                    f"encoder/{name}: {tuple(source.shape)} onto {tuple(parameter.shape)}"
+                )
             parameter.copy_(source)
 
     norm = ("gamma", "beta")
@@ -85,6 +96,14 @@ class WhisperTeacher(nn.Module):
         A CTranslate2 ``model.bin`` of a Whisper model.
     """
 
+    mel: Tensor
+    window: Tensor
+    conv1_weight: Tensor
+    conv1_bias: Tensor
+    conv2_weight: Tensor
+    conv2_bias: Tensor
+    positions: Tensor
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         spec, self.weights = read_model(path)
@@ -104,8 +123,10 @@ class WhisperTeacher(nn.Module):
                 self.register_buffer(f"{conv}_{part}", tensor(f"{conv}/{part}"))
         positions = tensor("position_encodings/encodings")
         self.register_buffer("positions", positions)
-        depth = sum(k.endswith("/self_attention/linear_0/weight") and "encoder/" in k[:8]
-                    for k in self.weights)
+        depth = sum(
+            k.endswith("/self_attention/linear_0/weight") and "encoder/" in k[:8]
+            for k in self.weights
+        )
         config = HubertConfig(
             hidden_size=positions.shape[1],
             num_hidden_layers=depth,
@@ -115,17 +136,13 @@ class WhisperTeacher(nn.Module):
             attention_dropout=0.0,
             activation_dropout=0.0,
             layerdrop=0.0,
-            attn_implementation="sdpa",
         )
+        config._attn_implementation = "sdpa"
         encoder = HubertEncoderStableLayerNorm(config)
         load_encoder_layers(encoder, self.weights)
         self.layers, self.layer_norm = encoder.layers, encoder.layer_norm
         self.requires_grad_(False)
         self.eval()
-
-    def mean_position(self) -> Tensor:
-        """Mean sinusoid ``[C]`` over the first seconds."""
-        return self.positions[:MEAN_POSITION_FRAMES].mean(0)
 
     @torch.no_grad()
     def embed(self, wavs: Tensor) -> Tensor:
@@ -180,11 +197,59 @@ def mel_wavelets(kernel: int) -> Tensor:
     return torch.cat([waves, -waves])[:, None]
 
 
-def start_from_whisper(model: HubertForCTC, teacher: WhisperTeacher) -> None:
-    """Load the encoder layers and make the positional convolution silent, in place."""
-    hubert = model.hubert
-    load_encoder_layers(hubert.encoder, teacher.weights)
+def place_positions(model: HubertForCTC, teacher: WhisperTeacher, embedded: Tensor) -> Tensor:
+    """Give HuBERT Whisper's positions (see the head of this file), in place.
+
+    Arguments
+    ---------
+    model : HubertForCTC
+        With a projection that was regressed onto Whisper's embedded frames.
+    teacher : WhisperTeacher
+        Whose positions.
+    embedded : torch.Tensor
+        Some of its embedded frames ``[N, C]``, which tell the channels that vary least.
+
+    Returns
+    -------
+    torch.Tensor
+        The channels that were made constant ``[groups]``: they must stay so in training.
+    """
+    projection = model.hubert.feature_projection.projection
+    conv = model.hubert.encoder.pos_conv_embed.conv
+    width, groups, kernel = conv.out_channels, conv.groups, conv.kernel_size[0]
+    size, reach = width // groups, kernel // 2
+    constant = embedded.std(0).view(groups, size).argmin(1) + size * torch.arange(groups)
     with torch.no_grad():
-        conv = hubert.encoder.pos_conv_embed.conv
-        conv.bias.zero_()
-        conv.parametrizations.weight.original0.mul_(0.05)
+        projection.weight[constant] = 0.0
+        projection.bias[constant] = embedded.mean(0)[constant]
+        projection.bias.sub_(POSITION_OFFSET)
+        # What the convolution must reach before its GELU, and how much of it each tap adds.
+        wanted = inverse_gelu(POSITION_OFFSET + teacher.positions[: reach + 1])
+        steps = torch.diff(wanted, dim=0, prepend=torch.full((1, width), POSITION_OFFSET))
+        value = projection.bias[constant].repeat_interleave(size)
+        taps = torch.zeros(width, size, kernel)
+        column = (constant % size).repeat_interleave(size)
+        taps[torch.arange(width), column, : reach + 1] = (steps / value).flip(0).T
+        conv.bias.fill_(POSITION_OFFSET)
+        # Weight norm is one scale a tap, times a direction. Directions of unit variance move
+        # little under Adam's steps; the taps that look ahead start at scale 0.
+        scale = taps.square().sum((0, 1), keepdim=True).sqrt()
+        random = torch.randn(taps.shape, generator=torch.Generator().manual_seed(0))
+        direction = torch.where(scale > 0, taps * (width * size) ** 0.5 / scale, random)
+        conv.parametrizations.weight.original0.copy_(scale)
+        conv.parametrizations.weight.original1.copy_(direction)
+    return constant
+
+
+def inverse_gelu(value: Tensor) -> Tensor:
+    """``x`` with ``gelu(x) = value``, for values of 1 and more.
+
+    Example
+    -------
+    >>> inverse_gelu(torch.nn.functional.gelu(torch.tensor([2.0, 3.0])))
+    tensor([2., 3.])
+    """
+    x = value.clone()
+    for _ in range(20):
+        x = x + value - nn.functional.gelu(x)
+    return x

@@ -1,0 +1,86 @@
+"""The synthetic voices, as data: which ones HuBERT-mini hears, and which it never does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One way of speaking.
+
+    Arguments
+    ---------
+    engine : str
+        ``"flite"``, ``"espeak-ng"`` or ``"festival"``.
+    voice : str
+        The engine's own name of the voice.
+    speed : float
+        Speaking rate, 1 = the engine's own.
+    pitch : float
+        Mean pitch, 1 = the voice's own (flite and espeak-ng only).
+
+    Example
+    -------
+    >>> Voice("flite", "slt", speed=1.1).name
+    'flite-slt-s110-p100'
+    """
+
+    engine: str
+    voice: str
+    speed: float = 1.0
+    pitch: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """A file-name-safe name, different for different rows."""
+        spoken = self.voice.replace("+", "_")
+        return f"{self.engine}-{spoken}-s{self.speed * 100:.0f}-p{self.pitch * 100:.0f}"
+
+
+#: Mean pitch of flite's voices in Hz; a row's ``pitch`` multiplies it.
+FLITE_PITCH_HZ = {"kal16": 105.0, "slt": 170.0, "rms": 95.0, "awb": 120.0}
+
+FLITE_VOICES = tuple(
+    Voice("flite", voice, speed, pitch)
+    for voice in ("kal16", "slt", "rms", "awb")
+    for speed, pitch in ((1.0, 1.0), (0.87, 1.0), (1.15, 1.0), (1.0, 0.85), (1.05, 1.2))
+)
+
+FESTIVAL_VOICES = tuple(
+    Voice("festival", voice, speed)
+    for voice in ("kal_diphone", "cmu_us_slt_arctic_hts")
+    for speed in (0.9, 1.0, 1.12)
+)
+
+ESPEAK_ACCENTS = (
+    *("en-us", "en-us-nyc", "en-gb", "en-gb-x-rp"),
+    *("en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029"),
+)
+
+ESPEAK_VARIANTS = (
+    *("adam", "Alex", "Alicia", "Andrea", "Annie", "antonio", "belinda", "benjamin", "boris"),
+    *("caleb", "Denis", "Diogo", "ed", "edward", "Gene", "Gustave", "Henrique", "Hugo", "Iven"),
+    *("Jacky", "john", "Lee", "Marco", "Mario", "max", "Michael", "miguel", "Mike", "pablo"),
+    *("paul", "pedro", "quincy", "rob", "sandro", "shelby", "steph", "travis", "victor"),
+    *("f1", "f2", "f3", "f5", "m1", "m2", "m4", "m6", "m7", "m8", "klatt", "klatt2", "klatt4"),
+)
+
+#: Kept out of every training set, for corpora of speakers that HuBERT-mini has not heard.
+UNHEARD_ESPEAK_VARIANTS = (
+    *("f4", "linda", "steph2", "anika", "m3", "m5", "Andy", "david", "robert", "marcelo"),
+)
+
+ESPEAK_VOICES = tuple(
+    Voice("espeak-ng", f"{ESPEAK_ACCENTS[i * 3 % 8]}+{variant}", speed, pitch)
+    for i, variant in enumerate(ESPEAK_VARIANTS)
+    for speed, pitch in ((0.8, 0.9), (0.95, 1.15), (1.1, 1.0))
+)
+
+UNHEARD_ESPEAK_VOICES = tuple(
+    Voice("espeak-ng", f"{ESPEAK_ACCENTS[i % 3]}+{variant}", 0.9)
+    for i, variant in enumerate(UNHEARD_ESPEAK_VARIANTS)
+)
+
+#: The voice of the mini LJ corpus, kept out of every training set.
+MINI_LJ_VOICE = Voice("festival", "ked_diphone", 1.2)

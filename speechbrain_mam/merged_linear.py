@@ -1,0 +1,213 @@
+"""MergedLinear: a linear projection mixed with a donor's, with λ as a parameter.
+
+W = λ · W_target + (1 − λ) · W_donor,      ∂L/∂λ = Σ ⟨∂L/∂W, W_target − W_donor⟩
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _MergedLinearFunction(torch.autograd.Function):
+    """``x @ lerp(W_donor, W_target, λ).T + lerp(b_donor, b_target, λ)``.
+
+    The merged weight is recomputed in backward instead of being kept: what is saved are ``x``, as
+    for a plain linear layer, and parameters that exist anyway.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, donor_weight, donor_bias, lam):
+        device = x.device.type
+        ctx.autocast = {
+            "device_type": device,
+            "enabled": torch.is_autocast_enabled(device),
+            "dtype": torch.get_autocast_dtype(device),
+        }
+        ctx.save_for_backward(x, weight, bias, donor_weight, donor_bias, lam)
+        return F.linear(x, *_merge(weight, bias, donor_weight, donor_bias, lam))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, bias, donor_weight, donor_bias, lam = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _, _, needs_lam = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = grad_lam = None
+        flat = grad.flatten(0, -2)
+        with torch.autocast(**ctx.autocast):
+            if needs_x:
+                grad_x = grad @ torch.lerp(donor_weight, weight, _column(lam))
+            if needs_weight or needs_lam:
+                grad_weight = flat.t() @ x.flatten(0, -2)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        if bias is not None and (needs_bias or needs_lam):
+            grad_bias = flat.sum(0).to(bias.dtype)
+        if needs_lam:
+            grad_lam = _inner(grad_weight, weight, donor_weight, lam)
+            if donor_bias is not None:
+                grad_lam = grad_lam + _inner(grad_bias, bias, donor_bias, lam)
+        if needs_weight:
+            grad_weight = grad_weight.mul_(_column(lam))
+        if needs_bias and donor_bias is not None:
+            grad_bias = grad_bias.mul_(lam)
+        return (
+            grad_x,
+            grad_weight if needs_weight else None,
+            grad_bias if needs_bias else None,
+            None,
+            None,
+            grad_lam,
+        )
+
+
+def _merge(weight, bias, donor_weight, donor_bias, lam):
+    merged_bias = bias if donor_bias is None else torch.lerp(donor_bias, bias, lam)
+    return torch.lerp(donor_weight, weight, _column(lam)), merged_bias
+
+
+def _column(lam: Tensor) -> Tensor:
+    return lam if lam.numel() == 1 else lam.unsqueeze(1)
+
+
+def _inner(grad: Tensor, target: Tensor, donor: Tensor, lam: Tensor) -> Tensor:
+    """⟨grad, target − donor⟩, over everything or for each row where λ has one value a row."""
+    if lam.numel() == 1:
+        # Two inner products instead of a difference: one weight-sized temporary less a projection.
+        flat = grad.reshape(-1)
+        inner = torch.dot(flat, target.reshape(-1)) - torch.dot(flat, donor.reshape(-1))
+        return inner.reshape(lam.shape)
+    return (grad * (target - donor)).reshape(lam.numel(), -1).sum(1)
+
+
+class MergedLinear(nn.Linear):
+    """A linear projection that is mixed with a donor's at every forward pass.
+
+    y = x · (λ·W + (1 − λ)·W_donor)ᵀ + λ·b + (1 − λ)·b_donor
+
+    It keeps the parameters of the layer that it replaces under their names, ``weight`` and
+    ``bias``, so a checkpoint of the plain model loads. λ is shared by the projections of a layer:
+    each holds the same ``Parameter``, one of them writes it into the state dict.
+
+    Arguments
+    ---------
+    linear : nn.Linear
+        The target's projection, whose parameters are taken over.
+    donor_weight : Tensor
+        ``[out, in]``.
+    donor_bias : Tensor or None
+        ``[out]``; None keeps the target's bias.
+    lam : nn.Parameter
+        ``(1,)``, ``(projections,)`` or ``(heads,)``.
+    index : int, optional
+        Which value of ``lam`` belongs to this projection (granularity ``projection``).
+    sigmoid : bool
+        Whether λ = sigmoid(lam).
+    owns_lam : bool
+        Whether this layer writes λ into the state dict.
+
+    Example
+    -------
+    >>> plain = nn.Linear(4, 4)
+    >>> merged = MergedLinear(plain, torch.zeros(4, 4), None, nn.Parameter(torch.tensor([0.5])))
+    >>> x = torch.randn(2, 4)
+    >>> torch.allclose(merged(x), x @ (0.5 * plain.weight).t() + plain.bias)
+    True
+    """
+
+    lam: nn.Parameter
+    donor_weight: Tensor
+    donor_bias: Tensor | None
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        donor_weight: Tensor,
+        donor_bias: Tensor | None,
+        lam: nn.Parameter,
+        index: int | None = None,
+        sigmoid: bool = False,
+        owns_lam: bool = True,
+    ):
+        nn.Module.__init__(self)  # not nn.Linear's: it would allocate a weight to throw away
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        # Not by attribute: a subclass has properties of these names.
+        self._parameters["weight"] = linear.weight
+        self._parameters["bias"] = cast("nn.Parameter | None", linear.bias)
+        self.register_parameter("lam", lam)
+        self.register_buffer("donor_weight", donor_weight.to(linear.weight), persistent=False)
+        self.register_buffer(
+            "donor_bias",
+            None if donor_bias is None else donor_bias.to(linear.bias),
+            persistent=False,
+        )
+        self.index, self.sigmoid, self.owns_lam = index, sigmoid, owns_lam
+        self.train(linear.training)
+
+    def share(self) -> Tensor:
+        """λ of this projection: ``(1,)``, or ``(out,)`` with one value for each row."""
+        lam = torch.sigmoid(self.lam) if self.sigmoid else self.lam
+        if self.index is not None:
+            lam = lam[self.index : self.index + 1]
+        elif lam.numel() > 1:
+            lam = lam.repeat_interleave(self.out_features // lam.numel())
+        return lam.to(self.donor_weight.dtype)
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        """The merged weight and bias, differentiable."""
+        parameters = self._parameters
+        return _merge(
+            parameters["weight"],
+            parameters["bias"],
+            self.donor_weight,
+            self.donor_bias,
+            self.share(),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Project ``[..., in]`` to ``[..., out]`` with the merged weight."""
+        return _MergedLinearFunction.apply(
+            input, self.weight, self.bias, self.donor_weight, self.donor_bias, self.share()
+        )
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.owns_lam:
+            del destination[prefix + "lam"]
+
+    def _load_from_state_dict(self, state_dict, prefix, meta, strict, missing, unexpected, errors):
+        # λ is copied in place (it is shared), and may be missing: a plain model has none.
+        lam = self.lam
+        del self._parameters["lam"]
+        saved = state_dict.pop(prefix + "lam", None)
+        super()._load_from_state_dict(state_dict, prefix, meta, strict, missing, unexpected, errors)
+        self.register_parameter("lam", lam)
+        if saved is not None and saved.shape != lam.shape:
+            errors.append(f"{prefix}lam: shape {list(saved.shape)}, expected {list(lam.shape)}")
+        elif saved is not None:
+            with torch.no_grad():
+                lam.copy_(saved)
+
+
+class MergedLinearByWeight(MergedLinear):
+    """For attention that reads ``weight`` and ``bias`` of its projections instead of calling them.
+
+    Here both attributes are the merged tensors; parameters and state dict are the target's.
+    """
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The merged weight ``[out, in]``."""
+        return self.merged()[0]
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        """The merged bias ``[out]``."""
+        return self.merged()[1]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Project ``[..., in]`` to ``[..., out]`` with the merged weight."""
+        return F.linear(input, *self.merged())

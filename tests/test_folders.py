@@ -1,0 +1,153 @@
+"""Folders come whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.folders import carry_along, check_output, new_folder
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, with the content of the files."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b"
+    with new_folder(out) as staging:
+        (staging / "file").write_text("x")
+        assert not out.exists() and staging.parent == out.parent
+    assert everything(tmp_path) == {"a": None, "a/b": None, "a/b/file": b"x"}
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), MAMError("bad"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), new_folder(tmp_path / "a" / "b" / "c") as staging:
+        (staging / "sub").mkdir()
+        (staging / "sub" / "file").write_text("x")
+        raise error
+    assert everything(tmp_path) == {}
+
+
+def test_a_failure_keeps_the_folder_that_would_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    before = everything(tmp_path)
+    with pytest.raises(OSError), new_folder(tmp_path / "out", force=True) as staging:
+        (staging / "new").write_text("new")
+        raise OSError
+    assert everything(tmp_path) == before
+
+
+def test_the_old_folder_comes_back_if_the_last_step_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    before = everything(tmp_path)
+    rename = Path.rename
+
+    def fails(self: Path, to: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError("no")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="no"), new_folder(tmp_path / "out", force=True) as staging:
+        (staging / "new").write_text("new")
+    assert everything(tmp_path) == before
+
+
+def test_force_replaces_the_whole_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    with new_folder(tmp_path / "out", force=True) as staging:
+        (staging / "new").write_text("new")
+        assert (tmp_path / "out" / "old").exists()
+    assert everything(tmp_path) == {"out": None, "out/new": b"new"}
+
+
+def test_a_folder_that_someone_else_filled_meanwhile_stays(tmp_path: Path) -> None:
+    with pytest.raises(OSError), new_folder(tmp_path / "out"):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs").write_text("x")
+    assert everything(tmp_path) == {"out": None, "out/theirs": b"x"}
+
+
+def test_new_folders_have_ordinary_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    with new_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("models/target", "is the target's folder"),
+        ("models/../models/donor", "is the donor's folder"),
+        ("link", "is the target's folder"),
+        ("models", "holds the target's folder"),
+        ("models/target/merged", "lies inside the target's folder"),
+        ("file", "is a file"),
+    ],
+)
+def test_outputs_that_are_always_refused(
+    tmp_path: Path, out: str, message: str, force: bool
+) -> None:
+    for role in ("target", "donor"):
+        (tmp_path / "models" / role).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "models" / "target")
+    (tmp_path / "file").touch()
+    sources = {role: tmp_path / "models" / role for role in ("target", "donor")}
+    with pytest.raises(MAMError, match=message):
+        check_output(tmp_path / out, force, **sources)
+
+
+def test_force_spares_the_home_folder_and_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, work = tmp_path / "home" / "me", tmp_path / "disk" / "work"
+    for folder in (home, work):
+        folder.mkdir(parents=True)
+        (folder / "file").touch()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    for out in (home, home.parent, Path(), work.parent):
+        with pytest.raises(MAMError, match="is not replaced"):
+            check_output(out, force=True)
+
+
+def test_an_existing_folder_needs_force_unless_it_is_empty(tmp_path: Path) -> None:
+    assert check_output(tmp_path / "new", force=False) == tmp_path / "new"
+    (tmp_path / "out").mkdir()
+    assert check_output(tmp_path / "out", force=False) == tmp_path / "out"
+    (tmp_path / "out" / "file").touch()
+    with pytest.raises(MAMError, match="--force replaces it"):
+        check_output(tmp_path / "out", force=False)
+    assert check_output(tmp_path / "out", force=True) == tmp_path / "out"
+
+
+def test_weights_and_hidden_files_are_not_carried_along(tmp_path: Path) -> None:
+    carried = ["config.json", "vocab.json", "README.md", "language_model/5gram.bin", "spm.model"]
+    left = [
+        *("model.safetensors", "model-00001-of-00002.safetensors", "model.fp16.safetensors"),
+        *("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+        *("pytorch_model-00001-of-00002.bin", "tf_model.h5", "flax_model.msgpack"),
+        *("onnx/model.onnx", "optimizer.pt", "training_args.bin", ".git/HEAD", "odd.bin"),
+    ]
+    for name in carried + left:
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).write_text(name)
+    (tmp_path / "out").mkdir()
+    carry_along(tmp_path / "model", tmp_path / "out", weights={tmp_path / "model" / "odd.bin"})
+    found = {name for name, content in everything(tmp_path / "out").items() if content is not None}
+    assert found == set(carried)
+    assert all((tmp_path / "out" / name).read_text() == name for name in carried)

@@ -1,0 +1,180 @@
+"""The arithmetic and the bytes of a merge on files, on hand-made safetensors."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from speechbrain_mam.donor import Donor, ModelFolder
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.merge import donor_tensors, linear
+from speechbrain_mam.plan import MergePlan, make_plan
+from speechbrain_mam.rewrite import TensorFile, merge_folders, mix
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "merge_memory.py"
+
+
+def write_folder(
+    path: Path, model_type: str, dtype: torch.dtype = torch.float32, layers: int = 2
+) -> ModelFolder:
+    """A model folder with nothing but self-attention and one other tensor."""
+    name = {
+        "hubert": "hubert.encoder.layers.{}.attention.{}_proj.{}",
+        "bert": "encoder.layer.{}.attention.self.{}.{}",
+    }[model_type]
+    projections = {"hubert": "qkv", "bert": ("query", "key", "value")}[model_type]
+    generator = torch.Generator().manual_seed(len(model_type))
+    tensors = {"other": torch.arange(7)}
+    for layer in range(layers):
+        for projection in projections:
+            for kind, shape in (("weight", (8, 8)), ("bias", (8,))):
+                values = torch.randn(shape, generator=generator, dtype=torch.float64)
+                tensors[name.format(layer, projection, kind)] = values.to(dtype)
+    path.mkdir()
+    (path / "config.json").write_text(
+        json.dumps({"model_type": model_type, "num_attention_heads": 2}), encoding="utf-8"
+    )
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return ModelFolder(path)
+
+
+def merged(tmp_path: Path, plan: MergePlan, target: ModelFolder, donor: ModelFolder) -> dict:
+    out = tmp_path / "out"
+    out.mkdir()
+    merge_folders(plan, target, donor, out)
+    return load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.1, 0.3, 0.5, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_mix_is_the_live_merge(lam: float, dtype: type) -> None:
+    random = np.random.default_rng(0)
+    target, donor = (random.standard_normal(4096).astype(dtype) for _ in range(2))
+    expected = linear(torch.from_numpy(target), torch.from_numpy(donor), lam).numpy()
+    found = mix(target, donor, lam)
+    assert found.dtype == dtype
+    if lam in (0, 1):
+        assert np.array_equal(found, expected)
+    # The same bits where torch's kernel has FMA, as on x86 with AVX2; elsewhere one ulp off
+    spacing = np.spacing(np.maximum(np.abs(target), np.abs(donor)))
+    assert (np.abs(found - expected) <= spacing).all()
+    exact = np.longdouble(lam) * target + (1 - np.longdouble(lam)) * donor
+    assert (np.abs(found - exact) <= 2 * spacing).all()
+
+
+def test_mix_keeps_the_sign_of_zero_at_both_ends() -> None:
+    zero, minus = np.float32([0.0]), np.float32([-0.0])
+    assert np.signbit(mix(minus, zero, 1)).all() and np.signbit(mix(zero, minus, 0)).all()
+
+
+@pytest.mark.parametrize("donor_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
+def test_every_precision(
+    tmp_path: Path, dtype: torch.dtype, donor_dtype: torch.dtype, lam: float
+) -> None:
+    target = write_folder(tmp_path / "target", "hubert", dtype)
+    donor = write_folder(tmp_path / "donor", "bert", donor_dtype)
+    plan = make_plan(target.attention(), donor.attention(), lam=lam)
+    found = merged(tmp_path, plan, target, donor)
+    for entry in plan.entries:
+        ours, theirs = target.read(entry.target), donor.read(entry.donor)
+        wide = torch.promote_types(dtype, torch.float32)
+        expected = linear(ours.to(wide), theirs.to(wide), lam)
+        assert found[entry.target].dtype == dtype
+        if lam in (0, 1):
+            assert torch.equal(found[entry.target], expected.to(dtype))
+        else:
+            size = torch.maximum(ours.abs().to(wide), theirs.abs().to(wide))
+            error = (found[entry.target].to(wide) - expected).abs()
+            assert (error <= size * torch.finfo(dtype).eps).all()
+
+
+def test_bfloat16_is_rounded_as_torch_rounds(tmp_path: Path) -> None:
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    values[:4] = torch.tensor([0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8])  # the last two are ties
+    file = tmp_path / "one.safetensors"
+    save_file({"x": torch.zeros(100_000, dtype=torch.bfloat16)}, file)
+    with TensorFile(file, "r+b") as stream:
+        stream.write("x", values.numpy())
+        widened = stream.read("x")
+    found = load_file(file)["x"]
+    assert torch.equal(found.view(torch.int16), values.bfloat16().view(torch.int16))
+    assert np.array_equal(widened, found.float().numpy())
+
+
+def test_match_norm_is_the_live_one(tmp_path: Path) -> None:
+    target = write_folder(tmp_path / "target", "hubert")
+    donor = write_folder(tmp_path / "donor", "bert", layers=3)
+    plan = make_plan(target.attention(), donor.attention(), lam=0.25, donor_scale="match_norm")
+    found = merged(tmp_path, plan, target, donor)
+    for entry, theirs in donor_tensors(plan, Donor(donor.path), target.read):
+        expected = linear(target.read(entry.target), theirs, entry.lam)
+        torch.testing.assert_close(found[entry.target], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_match_norm_refuses_a_donor_of_zeros(tmp_path: Path) -> None:
+    target = write_folder(tmp_path / "target", "hubert")
+    donor = write_folder(tmp_path / "donor", "bert")
+    file = donor.path / "model.safetensors"
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}
+    save_file(zeros, file)
+    plan = make_plan(target.attention(), donor.attention(), donor_scale="match_norm")
+    with pytest.raises(MAMError, match=r"'encoder.layer.0.attention.self.query.weight' is all zer"):
+        merged(tmp_path, plan, target, donor)
+
+
+def test_a_type_that_cannot_be_merged_is_named(tmp_path: Path) -> None:
+    target = write_folder(tmp_path / "target", "hubert", torch.int8)
+    donor = write_folder(tmp_path / "donor", "bert")
+    plan = make_plan(target.attention(), donor.attention())
+    with pytest.raises(MAMError, match=r"layers.0.attention.q_proj.weight' is stored as I8; only"):
+        merged(tmp_path, plan, target, donor)
+
+
+@pytest.mark.filterwarnings("error")  # NumPy's would be a second line on stderr
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e300])
+def test_values_that_are_not_finite_are_refused(
+    tmp_path: Path, dtype: torch.dtype, bad: float
+) -> None:
+    target = write_folder(tmp_path / "target", "hubert", dtype)
+    donor = write_folder(tmp_path / "donor", "bert", torch.float64)
+    file = donor.path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["encoder.layer.1.attention.self.key.bias"][3] = bad
+    save_file(tensors, file)
+    plan = make_plan(target.attention(), donor.attention(), lam=0.5)
+    with pytest.raises(MAMError, match=r"layers.1.attention.k_proj.bias' would hold values that"):
+        merged(tmp_path, plan, target, donor)
+
+
+@pytest.mark.parametrize("lam", [0.5, 1])
+def test_the_donors_hash_is_kept(tmp_path: Path, lam: float) -> None:
+    target = write_folder(tmp_path / "target", "hubert")
+    donor = write_folder(tmp_path / "donor", "bert", torch.float16, layers=3)
+    plan = make_plan(target.attention(), donor.attention(), lam=lam, layers=[1], projections="kv")
+    merged(tmp_path, plan, target, donor)
+    kept = json.loads((tmp_path / "out" / "mam_plan.json").read_text(encoding="utf-8"))
+    keys = [entry.donor_key for entry in plan.entries]
+    assert kept.pop("donor_sha256") == Donor(donor.path).fingerprint(keys)
+    assert kept == json.loads(plan.to_json())
+
+
+def test_large_models_need_little_memory() -> None:
+    """HuBERT-Large's and BERT-large's real shapes; about 10 s."""
+    benchmark = runpy.run_path(str(BENCHMARK))
+    with tempfile.TemporaryDirectory() as scratch:  # pytest would keep its own for three sessions
+        row = benchmark["measure"](Path(scratch), lam=0.9, end=False)
+    assert row["peak_mb"] < 500
+    assert row["tensors_changed"] == 24 * 3 * 2 and row["weights_changed"] == 24 * 3
+    assert row["others_changed"] == []
+    assert row["worst_error_in_fp32_spacings"] < 2
