@@ -76,10 +76,7 @@ def _column(lam: Tensor) -> Tensor:
 def _inner(grad: Tensor, target: Tensor, donor: Tensor, lam: Tensor) -> Tensor:
     """⟨grad, target − donor⟩, over everything or for each row where λ has one value a row."""
     if lam.numel() == 1:
-        # Two inner products instead of a difference: one weight-sized temporary less a projection.
-        flat = grad.reshape(-1)
-        inner = torch.dot(flat, target.reshape(-1)) - torch.dot(flat, donor.reshape(-1))
-        return inner.reshape(lam.shape)
+        return torch.dot(grad.reshape(-1), (target - donor).reshape(-1)).reshape(lam.shape)
     return (grad * (target - donor)).reshape(lam.numel(), -1).sum(1)
 
 

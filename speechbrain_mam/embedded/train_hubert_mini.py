@@ -4,13 +4,13 @@ To run this (``--data`` is what ``make_training_speech.py`` wrote; ``--whisper``
 MIT licence, as CTranslate2's ``model.bin``):
 
 > python -m speechbrain_mam.embedded.train_hubert_mini --init whisper --whisper model.bin \\
-      --data training_speech --out results/hubert_mini --steps 5000
+      --data training_speech --out results/hubert_mini
 
-Direction ``whisper``: (1) the convolutional front end is regressed onto Whisper's embedded frames,
-and frozen, while the CTC head learns to read letters off the Whisper encoder's output; (2) all but
-the front end, started from Whisper's encoder layers and that head, is trained with CTC while its
-output is held near the Whisper encoder's output, less and less. Direction ``scratch``: CTC alone,
-from random weights, in MiniLM's geometry. Run again, it resumes.
+Direction ``whisper``: (1) for ``front_steps`` the convolutional front end is regressed onto
+Whisper's embedded frames, while the CTC head learns to read letters off the Whisper encoder's
+output; (2) Whisper's positions are placed (see ``whisper_init``), front end and positions are
+frozen, and the encoder, which is Whisper's, is trained with CTC. Direction ``scratch``: CTC alone, all
+weights random but the first convolution's, in MiniLM's geometry. Run again, it resumes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,18 @@ from speechbrain_mam.embedded.hubert_mini_model import (
     to_labels,
     to_text,
 )
-from speechbrain_mam.embedded.whisper_init import WhisperTeacher, start_from_whisper
+from speechbrain_mam.embedded.whisper_init import (
+    WhisperTeacher,
+    hold_positions,
+    load_encoder_layers,
+    place_positions,
+)
 
 logger = logging.getLogger(__name__)
 
 BATCH_S = 24.0
 BUCKETS_S = [1.6, 2.0, 2.4, 2.8, 3.2, 3.6, 4.0, 4.5, 5.0, 6.0, 8.0]
-WARMUP_STEPS = 200
+WARMUP_STEPS = 100
 
 
 def relative_error(predicted: Tensor, target: Tensor, keep: Tensor) -> Tensor:
@@ -61,10 +66,12 @@ class ShortFirstSampler(DynamicBatchSampler):
 
 
 class HubertMiniBrain(sb.Brain):
-    """Front end and head for ``front_steps``, then CTC with a fading distillation loss."""
+    """Front end and head for ``front_steps``, then CTC."""
+
+    ctc_phase = False
 
     def compute_forward(self, batch, stage):
-        """Waveforms → ``(predictions, frames kept, teacher's frames)``."""
+        """Waveforms → ``(logits, front end's frames), which frames to keep, teacher's frames``."""
         model, teacher = self.modules.model, self.hparams.teacher
         wavs, lengths = batch.sig
         if stage == sb.Stage.TRAIN:
@@ -78,16 +85,11 @@ class HubertMiniBrain(sb.Brain):
             target = teacher.embed(wavs)
             logits = model.lm_head(teacher.encode(target, keep))
             return (logits, hubert.feature_projection(frames)), keep, target
-        hidden = hubert(wavs, attention_mask=mask).last_hidden_state
-        logits = model.lm_head(model.dropout(hidden))
-        target = None
-        if stage == sb.Stage.TRAIN and self.distil_weight() > 0:
-            target = teacher.encode(teacher.embed(wavs), keep)
-        return (logits, hidden), keep, target
+        return (model(wavs, attention_mask=mask).logits, None), keep, None
 
     def compute_objectives(self, predictions, batch, stage):
         """CTC and distillation, or the front end's regression."""
-        (logits, hidden), keep, target = predictions
+        (logits, frames), keep, target = predictions
         texts = [to_labels(words) for words in batch.words]
         loss = torch.nn.functional.ctc_loss(
             logits.float().log_softmax(-1).transpose(0, 1),
@@ -105,26 +107,27 @@ class HubertMiniBrain(sb.Brain):
                     units[utterance.startswith("dev_heard")].append(
                         [utterance], [split(text)], [split(words)]
                     )
-        elif self.in_front_phase():
-            return loss + relative_error(hidden, target, keep)
         elif target is not None:
-            return loss + self.distil_weight() * relative_error(hidden, target, keep)
+            return loss + relative_error(frames, target, keep)
         return loss
 
     def in_front_phase(self) -> bool:
         """Whether the front end is still being regressed."""
         return self.optimizer_step < self.hparams.front_steps
 
-    def progress(self) -> float:
-        """Share of the CTC phase that is done, 0 to 1."""
-        done = self.optimizer_step - self.hparams.front_steps
-        return min(1.0, max(0.0, done / (self.hparams.steps - self.hparams.front_steps)))
-
-    def distil_weight(self) -> float:
-        """Weight of the distillation loss: 3, falling to 0 at 70 % of the CTC phase."""
-        if self.hparams.teacher is None:
-            return 0.0
-        return 3.0 * max(0.0, 1.0 - self.progress() / 0.7)
+    def start_ctc_phase(self, batch):
+        """Positions, unless a checkpoint brought them, and what stays as it is from here on."""
+        model, teacher = self.modules.model, self.hparams.teacher
+        self.ctc_phase = True
+        if teacher is None:
+            return
+        if self.optimizer_step == self.hparams.front_steps:
+            frames = [
+                teacher.embed(normalise(wav[None], torch.ones(1))[0])[0] for wav in batch.sig.data
+            ]
+            place_positions(model, teacher, torch.cat(frames))
+        hold_positions(model)
+        model.hubert.feature_extractor._freeze_parameters()
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate: warm-up, then linear to 0, in each phase."""
@@ -134,8 +137,8 @@ class HubertMiniBrain(sb.Brain):
         else:
             peak, step = hparams.lr, self.optimizer_step - hparams.front_steps
             steps = hparams.steps - hparams.front_steps
-            if hparams.front_steps:
-                self.modules.model.hubert.feature_extractor._freeze_parameters()
+            if not self.ctc_phase:
+                self.start_ctc_phase(batch)
         rate = peak * min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, 1.02 - step / steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -144,12 +147,10 @@ class HubertMiniBrain(sb.Brain):
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Logs every 50 steps."""
         if self.optimizer_step % 50 == 0:
-            (_, hidden), keep, target = outputs
-            distance = (
-                "" if target is None else f" distance {relative_error(hidden, target, keep):.3f}"
-            )
+            (_, frames), keep, target = outputs
+            error = "" if target is None else f" front {relative_error(frames, target, keep):.3f}"
             cpu_s = time.process_time()
-            logger.info(f"step {self.optimizer_step} loss {loss:.3f}{distance} cpu {cpu_s:.0f} s")
+            logger.info(f"step {self.optimizer_step} loss {loss:.3f}{error} cpu {cpu_s:.0f} s")
 
     def on_stage_start(self, stage, epoch=None):
         """Fresh error counts, of unheard and of heard voices."""
@@ -204,9 +205,9 @@ def main() -> None:
     parser.add_argument("--whisper", type=Path, help="model.bin of Whisper tiny.en (CTranslate2)")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000, help="in all, of about 24 s of speech")
-    parser.add_argument("--front_steps", type=int, default=800)
-    parser.add_argument("--lr", type=float, default=5e-4, help="peak, of the CTC phase")
+    parser.add_argument("--steps", type=int, default=2700, help="in all, of about 24 s of speech")
+    parser.add_argument("--front_steps", type=int, default=700)
+    parser.add_argument("--lr", type=float, default=3e-4, help="peak, of the CTC phase")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     if args.init == "whisper" and args.whisper is None:
@@ -220,7 +221,7 @@ def main() -> None:
     model.set_attn_implementation("eager")
     teacher = WhisperTeacher(args.whisper) if args.init == "whisper" else None
     if teacher is not None:
-        start_from_whisper(model, teacher)
+        load_encoder_layers(model.hubert.encoder, teacher.weights)
     train = make_dataset([args.data / "open.csv", args.data / "grammar.csv"])
     sampler = ShortFirstSampler(
         train, BATCH_S, bucket_boundaries=BUCKETS_S, length_func=lambda row: float(row["duration"])
@@ -237,7 +238,7 @@ def main() -> None:
     )
     brain = HubertMiniBrain(
         modules={"model": model},
-        opt_class=lambda p: torch.optim.AdamW(p, lr=args.lr, weight_decay=0.01, fused=True),
+        opt_class=lambda p: torch.optim.AdamW(p, lr=args.lr, weight_decay=0.0, fused=True),
         hparams=hparams,
         run_opts={
             "device": "cpu",

@@ -7,8 +7,8 @@ frames, 50 a second in both.
 
 Whisper then adds sinusoids of the absolute position, without which its attention is lost. A
 convolution cannot know the position, except from the zeros before the first frame: over a channel
-of constant value c, the taps w_0, w_1, … that look 0, 1, … frames back sum to c · (w_0 + … + w_t) at
-frame t. So in each group of HuBERT's positional convolution the channel that varies least is made
+of constant value c, the taps w_0, w_1, … that look 0, 1, … frames back give c · (w_0 + … + w_t)
+at frame t. So in each group of HuBERT's positional convolution the channel that varies least is made
 constant, and the taps on it are the differences of the sinusoids: an ordinary HuBERT that has
 Whisper's positions, exactly, up to half the kernel's length, and keeps the last one after it.
 """
@@ -223,6 +223,8 @@ def place_positions(model: HubertForCTC, teacher: WhisperTeacher, embedded: Tens
         projection.weight[constant] = 0.0
         projection.bias[constant] = embedded.mean(0)[constant]
         projection.bias.sub_(POSITION_OFFSET)
+        # SpecAugment puts this in the place of frames; the constant channels must stay.
+        model.hubert.masked_spec_embed.copy_(projection.bias)
         # What the convolution must reach before its GELU, and how much of it each tap adds.
         wanted = inverse_gelu(POSITION_OFFSET + teacher.positions[: reach + 1])
         steps = torch.diff(wanted, dim=0, prepend=torch.full((1, width), POSITION_OFFSET))
@@ -239,6 +241,20 @@ def place_positions(model: HubertForCTC, teacher: WhisperTeacher, embedded: Tens
         conv.parametrizations.weight.original0.copy_(scale)
         conv.parametrizations.weight.original1.copy_(direction)
     return constant
+
+
+def hold_positions(model: HubertForCTC) -> None:
+    """Keep what ``place_positions`` made as it is in training, in place.
+
+    Freezes the positional convolution and SpecAugment's frame, and zeroes the gradients of the constant channels, which
+    are known by their rows of zeros in the projection.
+    """
+    projection = model.hubert.feature_projection.projection
+    moves = (projection.weight.detach() != 0).any(1).float()
+    projection.weight.register_hook(lambda gradient: gradient * moves[:, None])
+    projection.bias.register_hook(lambda gradient: gradient * moves)
+    model.hubert.encoder.pos_conv_embed.requires_grad_(False)
+    model.hubert.masked_spec_embed.requires_grad_(False)
 
 
 def inverse_gelu(value: Tensor) -> Tensor:
