@@ -5,11 +5,36 @@ W = λ · W_target + (1 − λ) · W_donor,      ∂L/∂λ = Σ ⟨∂L/∂W, W
 
 from __future__ import annotations
 
+import threading
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class _Buffers(threading.local):
+    """Memory for results that are used up before the next one of their kind; one set a thread."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def get(self, like: Tensor, use: str) -> Tensor | None:
+        """A tensor of ``like``'s shape to write to, or None: allocate one.
+
+        On a CPU, a fresh weight-sized tensor costs page faults and leaves the cache, which is most
+        of what a merge takes. A GPU's caching allocator has neither problem, and a compiler plans
+        by itself.
+        """
+        if like.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        buffer = self.kept.get((use, like.dtype))
+        if buffer is None or buffer.shape != like.shape:
+            buffer = self.kept[use, like.dtype] = torch.empty_like(like, requires_grad=False)
+        return buffer
+
+
+_BUFFERS = _Buffers()
 
 
 class _MergedLinearFunction(torch.autograd.Function):
@@ -28,7 +53,8 @@ class _MergedLinearFunction(torch.autograd.Function):
             "dtype": torch.get_autocast_dtype(device),
         }
         ctx.save_for_backward(x, weight, bias, donor_weight, donor_bias, lam)
-        return F.linear(x, *_merge(weight, bias, donor_weight, donor_bias, lam))
+        merged = torch.lerp(donor_weight, weight, _column(lam), out=_BUFFERS.get(weight, "merged"))
+        return F.linear(x, merged, _merge_bias(bias, donor_bias, lam))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -37,9 +63,14 @@ class _MergedLinearFunction(torch.autograd.Function):
         needs_x, needs_weight, needs_bias, _, _, needs_lam = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = grad_lam = None
         flat = grad.flatten(0, -2)
+        # W_target − W_donor serves twice: in the merged weight and in ∂L/∂λ.
+        difference = torch.sub(weight, donor_weight, out=_BUFFERS.get(weight, "difference"))
         with torch.autocast(**ctx.autocast):
             if needs_x:
-                grad_x = grad @ torch.lerp(donor_weight, weight, _column(lam))
+                merged = torch.addcmul(
+                    donor_weight, difference, _column(lam), out=_BUFFERS.get(weight, "merged")
+                )
+                grad_x = grad @ merged
             if needs_weight or needs_lam:
                 grad_weight = flat.t() @ x.flatten(0, -2)
         if grad_weight is not None:
@@ -47,9 +78,9 @@ class _MergedLinearFunction(torch.autograd.Function):
         if bias is not None and (needs_bias or needs_lam):
             grad_bias = flat.sum(0).to(bias.dtype)
         if needs_lam:
-            grad_lam = _inner(grad_weight, weight, donor_weight, lam)
+            grad_lam = _inner(grad_weight, difference, lam)
             if donor_bias is not None:
-                grad_lam = grad_lam + _inner(grad_bias, bias, donor_bias, lam)
+                grad_lam = grad_lam + _inner(grad_bias, bias - donor_bias, lam)
         if needs_weight:
             grad_weight = grad_weight.mul_(_column(lam))
         if needs_bias and donor_bias is not None:
@@ -64,20 +95,19 @@ class _MergedLinearFunction(torch.autograd.Function):
         )
 
 
-def _merge(weight, bias, donor_weight, donor_bias, lam):
-    merged_bias = bias if donor_bias is None else torch.lerp(donor_bias, bias, lam)
-    return torch.lerp(donor_weight, weight, _column(lam)), merged_bias
+def _merge_bias(bias: Tensor | None, donor_bias: Tensor | None, lam: Tensor) -> Tensor | None:
+    return bias if bias is None or donor_bias is None else torch.lerp(donor_bias, bias, lam)
 
 
 def _column(lam: Tensor) -> Tensor:
     return lam if lam.numel() == 1 else lam.unsqueeze(1)
 
 
-def _inner(grad: Tensor, target: Tensor, donor: Tensor, lam: Tensor) -> Tensor:
-    """⟨grad, target − donor⟩, over everything or for each row where λ has one value a row."""
+def _inner(grad: Tensor, difference: Tensor, lam: Tensor) -> Tensor:
+    """⟨grad, difference⟩, over everything or for each row where λ has one value a row."""
     if lam.numel() == 1:
-        return torch.dot(grad.reshape(-1), (target - donor).reshape(-1)).reshape(lam.shape)
-    return (grad * (target - donor)).reshape(lam.numel(), -1).sum(1)
+        return torch.dot(grad.reshape(-1), difference.reshape(-1)).reshape(lam.shape)
+    return (grad * difference).reshape(lam.numel(), -1).sum(1)
 
 
 class MergedLinear(nn.Linear):
@@ -132,8 +162,7 @@ class MergedLinear(nn.Linear):
         nn.Module.__init__(self)  # not nn.Linear's: it would allocate a weight to throw away
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # Not by attribute: a subclass has properties of these names.
-        self._parameters["weight"] = linear.weight
-        self._parameters["bias"] = cast("nn.Parameter | None", linear.bias)
+        self._parameters |= {"weight": linear.weight, "bias": linear.bias}  # type: ignore[dict-item]
         self.register_parameter("lam", lam)
         self.register_buffer("donor_weight", donor_weight.to(linear.weight), persistent=False)
         self.register_buffer(
@@ -156,13 +185,9 @@ class MergedLinear(nn.Linear):
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """The merged weight and bias, differentiable."""
         parameters = self._parameters
-        return _merge(
-            parameters["weight"],
-            parameters["bias"],
-            self.donor_weight,
-            self.donor_bias,
-            self.share(),
-        )
+        lam = self.share()
+        weight = torch.lerp(self.donor_weight, cast("Tensor", parameters["weight"]), _column(lam))
+        return weight, _merge_bias(parameters["bias"], self.donor_bias, lam)
 
     def forward(self, input: Tensor) -> Tensor:
         """Project ``[..., in]`` to ``[..., out]`` with the merged weight."""

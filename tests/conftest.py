@@ -36,7 +36,7 @@ FAMILIES = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems():
-    """Hypothesis asks every module for its file; SpeechBrain's lazy ones would be imported by it."""
+    """Hypothesis asks each module for its file, which would import SpeechBrain's lazy ones."""
     for module in list(sys.modules.values()):
         if type(module).__name__ in ("LazyModule", "DeprecatedModuleRedirect"):
             vars(module).setdefault("__file__", None)

@@ -1,5 +1,7 @@
 """Layers, projections, layer maps and λ as a user writes them."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ def test_the_uniform_map_is_monotone_and_reaches_both_ends(targets, donors):
     mapped = map_layers("uniform", targets, donors)
     assert len(mapped) == targets
     assert (mapped[0], mapped[-1]) == (0, donors - 1)
-    steps = [b - a for a, b in zip(mapped, mapped[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(mapped)]
     assert min(steps) >= 0 and max(steps) - min(steps) <= 1
 
 
@@ -48,7 +50,7 @@ def test_bad_layers(layers, message):
 
 
 def test_bad_layer_maps():
-    with pytest.raises(MAMError, match="key 'layer_map'.*needs a donor of at least 6 layers"):
+    with pytest.raises(MAMError, match=r"key 'layer_map'.*needs a donor of at least 6 layers"):
         map_layers("first", 6, 4)
     with pytest.raises(MAMError, match="expected 2 donor layers, each 0 to 3"):
         map_layers([0, 4], 2, 4)

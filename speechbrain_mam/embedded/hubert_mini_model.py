@@ -26,8 +26,8 @@ GEOMETRY: dict[str, dict[str, int]] = {
     "whisper": {
         "num_hidden_layers": 4,
         "num_attention_heads": 6,
-        # Whisper's positions for the first 5 s, see ``whisper_init``. Groups under 16 channels are
-        # computed wrongly by oneDNN in bfloat16 (seen with torch 2.14 on a CPU with AMX).
+        # Whisper's positions for the first 5 s, see ``whisper_positions``. Groups of fewer than 16
+        # channels are computed wrongly by oneDNN in bfloat16 (torch 2.14, CPU with AMX).
         "num_conv_pos_embeddings": 512,
         "num_conv_pos_embedding_groups": 24,
     },

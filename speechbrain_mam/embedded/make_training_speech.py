@@ -9,7 +9,9 @@ sentence of the corpus), half is open vocabulary: WordNet's definitions and exam
 a SpeechBrain CSV (``ID, duration, wav, words, voice``):
 
 open.csv, grammar.csv
-    Training, by voices of the table in ``synthesise.py``.
+    Training, by the voices of ``voices.py``.
+brisk.csv
+    Training, both kinds of text by diphone voices at the rate of read speech.
 dev_heard.csv, dev_unheard.csv
     Other sentences by those voices, and by espeak-ng variants that are never trained on.
 noise.csv
@@ -30,6 +32,7 @@ import soundfile
 
 from speechbrain_mam.embedded.synthesise import SAMPLE_RATE_HZ, synthesise_files
 from speechbrain_mam.embedded.voices import (
+    BRISK_VOICES,
     ESPEAK_VOICES,
     FESTIVAL_VOICES,
     FLITE_VOICES,
@@ -149,19 +152,24 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     parser.add_argument("--open", type=int, default=5000, help="open-vocabulary utterances")
     parser.add_argument("--grammar", type=int, default=4500, help="utterances of the grammar")
-    parser.add_argument("--dev", type=int, default=120, help="dev utterances a kind of voice")
-    arguments = parser.parse_args()
-    out = arguments.out.resolve()
+    parser.add_argument("--brisk", type=int, default=2000, help="utterances, 3 in 4 of the grammar")
+    parser.add_argument("--dev", type=int, default=120, help="dev utterances a kind of text")
+    args = parser.parse_args()
+    out = args.out.resolve()
     rng = random.Random(5)
     dev: list[str] = []
-    for kind, count in (("open", arguments.open), ("grammar", arguments.grammar)):
-        if count == 0:
-            continue
-        texts = texts_of(kind, count + arguments.dev, arguments.wordnet)
-        voices = [_draw_voice(rng) for _ in range(count)]
-        hours = speak_part(out, kind, texts[:count], voices)
-        dev += texts[count:]
+    brisk: list[str] = []
+    for kind, count, extra in (
+        ("open", args.open, args.brisk // 4),
+        ("grammar", args.grammar, args.brisk - args.brisk // 4),
+    ):
+        texts = texts_of(kind, count + args.dev + extra, args.wordnet)
+        hours = speak_part(out, kind, texts[:count], [_draw_voice(rng) for _ in range(count)])
+        dev += texts[count : count + args.dev]
+        brisk += texts[count + args.dev :]
         print(f"{kind}: {count} utterances, {hours:.2f} h")
+    hours = speak_part(out, "brisk", brisk, [rng.choice(BRISK_VOICES) for _ in brisk])
+    print(f"brisk: {len(brisk)} utterances, {hours:.2f} h")
     rng.shuffle(dev)
     heard, unheard = dev[: len(dev) // 2], dev[len(dev) // 2 :]
     speak_part(out, "dev_heard", heard, [_draw_voice(rng) for _ in heard])

@@ -8,9 +8,10 @@ MIT licence, as CTranslate2's ``model.bin``):
 
 Direction ``whisper``: (1) for ``front_steps`` the convolutional front end is regressed onto
 Whisper's embedded frames, while the CTC head learns to read letters off the Whisper encoder's
-output; (2) Whisper's positions are placed (see ``whisper_init``), front end and positions are
-frozen, and the encoder, which is Whisper's, is trained with CTC. Direction ``scratch``: CTC alone, all
-weights random but the first convolution's, in MiniLM's geometry. Run again, it resumes.
+output; (2) Whisper's positions are placed (see ``whisper_positions``) and frozen, and the encoder,
+which is Whisper's, is trained with CTC, the front end only with ``--train_front``. Direction
+``scratch``: CTC alone, all weights random but the first convolution's, in MiniLM's geometry. Run
+again, it resumes; ``--start`` goes on from another run's ``model`` with another schedule.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
-from speechbrain.augment.augmenter import Augmenter
-from speechbrain.augment.time_domain import AddNoise, SpeedPerturb
-from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch import Tensor
+from transformers import HubertForCTC
 
+from speechbrain_mam.embedded.hubert_mini_data import (
+    ShortFirstSampler,
+    make_augmenter,
+    make_dataset,
+)
 from speechbrain_mam.embedded.hubert_mini_model import (
     BLANK,
     export,
@@ -37,17 +41,11 @@ from speechbrain_mam.embedded.hubert_mini_model import (
     to_labels,
     to_text,
 )
-from speechbrain_mam.embedded.whisper_init import (
-    WhisperTeacher,
-    hold_positions,
-    load_encoder_layers,
-    place_positions,
-)
+from speechbrain_mam.embedded.whisper_init import WhisperTeacher, load_encoder_layers
+from speechbrain_mam.embedded.whisper_positions import hold_positions, place_positions
 
 logger = logging.getLogger(__name__)
 
-BATCH_S = 24.0
-BUCKETS_S = [1.6, 2.0, 2.4, 2.8, 3.2, 3.6, 4.0, 4.5, 5.0, 6.0, 8.0]
 WARMUP_STEPS = 100
 
 
@@ -55,14 +53,6 @@ def relative_error(predicted: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     """Mean squared error over the target's variance, on frames where ``keep`` ``[B, N]``."""
     predicted, target = predicted[keep].float(), target[keep]
     return (predicted - target).square().mean() / target.var(0).mean()
-
-
-class ShortFirstSampler(DynamicBatchSampler):
-    """Dynamic batches; in the first epoch the short utterances come first."""
-
-    def _permute_batches(self) -> None:
-        self._batch_ordering = "ascending" if self._epoch <= 1 else "random"
-        super()._permute_batches()
 
 
 class HubertMiniBrain(sb.Brain):
@@ -121,13 +111,14 @@ class HubertMiniBrain(sb.Brain):
         self.ctc_phase = True
         if teacher is None:
             return
-        if self.optimizer_step == self.hparams.front_steps:
+        if self.optimizer_step == self.hparams.front_steps > 0:
             frames = [
                 teacher.embed(normalise(wav[None], torch.ones(1))[0])[0] for wav in batch.sig.data
             ]
-            place_positions(model, teacher, torch.cat(frames))
+            place_positions(model, teacher.positions, torch.cat(frames))
         hold_positions(model)
-        model.hubert.feature_extractor._freeze_parameters()
+        if not self.hparams.train_front:
+            model.hubert.feature_extractor._freeze_parameters()
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate: warm-up, then linear to 0, in each phase."""
@@ -175,29 +166,6 @@ class HubertMiniBrain(sb.Brain):
         self.checkpointer.save_and_keep_only(meta={"epoch": epoch}, num_to_keep=1)
 
 
-def make_dataset(paths: list[Path]) -> sb.dataio.dataset.DynamicItemDataset:
-    """Rows of ``make_training_speech``'s CSVs with their waveform ``sig`` ``[T]``."""
-    data: dict = {}
-    for path in paths:
-        data |= sb.dataio.dataio.load_data_csv(path)
-    dataset = sb.dataio.dataset.DynamicItemDataset(data)
-    dataset.add_dynamic_item(sb.dataio.dataio.read_audio, takes="wav", provides="sig")
-    dataset.set_output_keys(["id", "sig", "words"])
-    return dataset
-
-
-def make_augmenter(data: Path) -> Augmenter:
-    """Speed 95 to 105 %, then noise at 3 to 25 dB, each on a part of the batches."""
-    speed = SpeedPerturb(16000, speeds=[95, 100, 105])
-    noise = AddNoise(
-        str(data / "noise.csv"), csv_keys=["wav"], snr_low=3, snr_high=25, pad_noise=True
-    )
-    return Augmenter(
-        augment_prob=0.7, min_augmentations=1, max_augmentations=2, shuffle_augmentations=True,
-        augmentations=[speed, noise],
-    )  # fmt: skip
-
-
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description="Train HuBERT-mini.")
@@ -208,6 +176,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2700, help="in all, of about 24 s of speech")
     parser.add_argument("--front_steps", type=int, default=700)
     parser.add_argument("--lr", type=float, default=3e-4, help="peak, of the CTC phase")
+    parser.add_argument("--start", type=Path, help="a model folder to go on from")
+    parser.add_argument("--train_front", action="store_true", help="in the CTC phase too")
+    parser.add_argument("--augment", type=float, default=0.7, help="share of augmented batches")
+    parser.add_argument("--mask", type=float, default=0.05, help="SpecAugment's masks over time")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     if args.init == "whisper" and args.whisper is None:
@@ -219,19 +191,20 @@ def main() -> None:
     model = make_model(args.init)
     # On short utterances on CPU, forward and backward take 25 % less time than the fused kernel.
     model.set_attn_implementation("eager")
+    model.config.mask_time_prob = args.mask
     teacher = WhisperTeacher(args.whisper) if args.init == "whisper" else None
-    if teacher is not None:
+    if args.start is not None:
+        model.load_state_dict(HubertForCTC.from_pretrained(args.start).state_dict())
+    elif teacher is not None:
         load_encoder_layers(model.hubert.encoder, teacher.weights)
-    train = make_dataset([args.data / "open.csv", args.data / "grammar.csv"])
-    sampler = ShortFirstSampler(
-        train, BATCH_S, bucket_boundaries=BUCKETS_S, length_func=lambda row: float(row["duration"])
-    )
+    train = make_dataset([args.data / f"{part}.csv" for part in ("open", "grammar", "brisk")])
     dev = make_dataset([args.data / "dev_heard.csv", args.data / "dev_unheard.csv"])
     counter = EpochCounter(limit=10_000)
     hparams = {
         **{"steps": args.steps, "lr": args.lr, "out": args.out, "teacher": teacher},
-        "front_steps": args.front_steps if teacher is not None else 0,
-        "augment": make_augmenter(args.data),
+        "front_steps": 0 if teacher is None or args.start is not None else args.front_steps,
+        "train_front": args.train_front,
+        "augment": make_augmenter(args.data, args.augment),
     }
     checkpointer = Checkpointer(
         args.out / "save", recoverables={"model": model, "counter": counter}
@@ -255,7 +228,7 @@ def main() -> None:
         counter,
         train,
         dev,
-        train_loader_kwargs={"batch_sampler": sampler},
+        train_loader_kwargs={"batch_sampler": ShortFirstSampler(train)},
         valid_loader_kwargs={"batch_size": 8},
     )
 

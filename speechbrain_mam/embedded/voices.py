@@ -47,6 +47,13 @@ FLITE_VOICES = tuple(
     for speed, pitch in ((1.0, 1.0), (0.87, 1.0), (1.15, 1.0), (1.0, 0.85), (1.05, 1.2))
 )
 
+#: Diphone voices at the brisk rates of read speech.
+BRISK_VOICES = (
+    *(Voice("festival", "kal_diphone", speed) for speed in (1.05, 1.2, 1.3)),
+    *(Voice("flite", "kal16", 1.25, pitch) for pitch in (0.9, 1.0, 1.15)),
+    *(Voice("flite", voice, 1.25) for voice in ("rms", "awb")),
+)
+
 FESTIVAL_VOICES = tuple(
     Voice("festival", voice, speed)
     for voice in ("kal_diphone", "cmu_us_slt_arctic_hts")
