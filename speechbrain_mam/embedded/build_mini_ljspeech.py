@@ -1,6 +1,6 @@
 """Makes the mini LJ corpus: one voice, about 600 sentences of the project's own grammar.
 
-To run this (festival with its ked_diphone voice is needed):
+To run this (espeak-ng is needed):
 
 > python -m speechbrain_mam.embedded.build_mini_ljspeech
 
@@ -38,12 +38,10 @@ holds `id|raw|normalised`, and each utterance is one Ogg-Opus file of 16 kHz mon
 **Text.** From `speechbrain_mam/embedded/grammar.py`, seed {seed}; no sentence is taken from
 elsewhere. Numbers and abbreviations are as written in column 2 and as spoken in column 3.
 
-**Speech.** Synthetic: festival 2.5, voice `ked_diphone` (an American English man, residual LPC
-diphones). The voice's data (Debian's `festvox-kdlpc16k`) is Copyright (c) 1997 Centre for Speech
-Technology Research, University of Edinburgh, under a licence of the X11/MIT kind, "free of charge,
-to use and distribute this software [...] including without limitation the rights to use, copy,
-modify, merge, publish, distribute, sublicense, and/or sell copies"; its pronunciations come from
-the CMU dictionary (free). HuBERT-mini has heard neither this voice nor these sentences.
+**Speech.** Synthetic: espeak-ng 1.51, American English, variant `f4` (a woman's voice) at 1.05
+times its usual rate. espeak-ng is a program under GPL-3.0; that licence covers the program and its
+data, not the speech it renders. HuBERT-mini has heard other variants of espeak-ng, but neither this
+one nor these sentences.
 
 **Licence of the corpus.** Apache-2.0, as the package.
 

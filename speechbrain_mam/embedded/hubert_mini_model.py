@@ -188,5 +188,6 @@ def export(model: HubertForCTC, folder: Path) -> None:
         (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     folder.mkdir(parents=True, exist_ok=True)
     for path in part.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone
         os.replace(path, folder / path.name)
     part.rmdir()

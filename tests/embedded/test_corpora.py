@@ -37,7 +37,7 @@ def test_layout_count_and_duration(corpus):
     assert len(list((corpus / "wavs").iterdir())) == len(rows)
     assert 20 <= sum(info.duration for info in infos) / 60 <= 30
     assert all(1.5 <= info.duration <= 6.0 for info in infos)
-    assert "festvox-kdlpc16k" in (corpus / "README.md").read_text(encoding="utf-8")
+    assert "espeak-ng" in (corpus / "README.md").read_text(encoding="utf-8")
 
 
 def test_expanding_again_changes_nothing(corpus):
