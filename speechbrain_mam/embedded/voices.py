@@ -93,5 +93,5 @@ UNHEARD_ESPEAK_VOICES = tuple(
 #: The voice of the mini LJ corpus, kept out of every training set.
 MINI_LJ_VOICE = Voice("espeak-ng", "en-us+f4", 1.05)
 
-#: A voice that no model has heard of an engine's other kind: harder, for evaluation.
+#: Unheard too, and unlike the trained voices: harder, for evaluation only.
 HARD_VOICE = Voice("festival", "ked_diphone", 1.2)
