@@ -62,7 +62,9 @@ class _MergedLinearFunction(torch.autograd.Function):
         x, weight, bias, donor_weight, donor_bias, lam = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _, _, needs_lam = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = grad_lam = None
-        flat = grad.flatten(0, -2)
+        # Attention hands back a transposed gradient: one copy to rows serves every product, while
+        # `grad @ weight` on it would become a batched one.
+        flat, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         # W_target − W_donor serves twice: in the merged weight and in ∂L/∂λ.
         difference = torch.sub(weight, donor_weight, out=_BUFFERS.get(weight, "difference"))
         with torch.autocast(**ctx.autocast):
@@ -70,9 +72,9 @@ class _MergedLinearFunction(torch.autograd.Function):
                 merged = torch.addcmul(
                     donor_weight, difference, _column(lam), out=_BUFFERS.get(weight, "merged")
                 )
-                grad_x = grad @ merged
+                grad_x = (flat @ merged).view(x.shape)
             if needs_weight or needs_lam:
-                grad_weight = flat.t() @ x.flatten(0, -2)
+                grad_weight = flat.t() @ rows
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         if bias is not None and (needs_bias or needs_lam):
