@@ -56,15 +56,26 @@ def linear(target: torch.Tensor, donor: torch.Tensor, lam: float) -> torch.Tenso
     return torch.lerp(donor.to(wide), target.to(wide), lam).to(target.dtype)
 
 
-def norm_ratio(target: torch.Tensor, donor: torch.Tensor) -> float:
+def norm_ratio(target: torch.Tensor, donor: torch.Tensor, name: str = "tensor") -> float:
     """‖target‖ / ‖donor‖ (Frobenius), the factor of ``donor_scale: match_norm``.
+
+    Raises
+    ------
+    MAMError
+        If the donor is all zeros; ``name`` is what the message calls it.
 
     Example
     -------
     >>> norm_ratio(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
     5.0
     """
-    return (target.double().norm() / donor.double().norm()).item()
+    norm = donor.double().norm().item()
+    if norm == 0:
+        raise MAMError(
+            f"key 'donor_scale': the donor's '{name}' is all zeros and cannot be scaled to the "
+            "target's norm; use 'none'"
+        )
+    return target.double().norm().item() / norm
 
 
 def donor_tensors(
@@ -80,7 +91,7 @@ def donor_tensors(
         tensor = donor.tensor(entry.donor_key)
         if plan.donor_scale == "match_norm":
             if entry.kind == "weight":
-                factor = norm_ratio(read_target(entry.target), tensor)
+                factor = norm_ratio(read_target(entry.target), tensor, entry.donor)
                 factors[entry.layer, entry.projection] = factor
             tensor = tensor * factors[entry.layer, entry.projection]
         yield entry, tensor
@@ -101,8 +112,8 @@ class Merge:
     Raises
     ------
     MAMError
-        If a tensor of the plan is not a parameter of ``target``, or has another shape. Nothing has
-        been changed then.
+        If a tensor of the plan is not a parameter of ``target``, or has another shape, or if the
+        donor's is all zeros under ``match_norm``. Nothing is changed then.
 
     Example
     -------
@@ -131,12 +142,16 @@ class Merge:
                     f"{type(target).__name__} has {shape or 'no such parameter'}"
                 )
         self._originals: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
-        for entry, theirs in donor_tensors(plan, donor, lambda name: parameters[name].detach()):
-            parameter = parameters[entry.target]
-            self._originals.append((parameter, parameter.detach().clone()))
-            merged = linear(parameter.detach(), theirs.to(parameter.device), entry.lam)
-            with torch.no_grad():
-                parameter.copy_(merged)
+        try:
+            for entry, theirs in donor_tensors(plan, donor, lambda name: parameters[name].detach()):
+                parameter = parameters[entry.target]
+                self._originals.append((parameter, parameter.detach().clone()))
+                merged = linear(parameter.detach(), theirs.to(parameter.device), entry.lam)
+                with torch.no_grad():
+                    parameter.copy_(merged)
+        except BaseException:
+            self.undo()
+            raise
 
     @torch.no_grad()
     def undo(self) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -71,7 +72,19 @@ def as_bin(folder: Path, **options: bool) -> None:
 
 
 def in_shards(folder: Path) -> None:
-    HubertForCTC.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    """Three shards, one of them without attention; their sizes are not left to transformers."""
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    parts: dict[int, dict[str, torch.Tensor]] = {1: {}, 2: {}, 3: {}}
+    for name, tensor in tensors.items():
+        layer = re.search(r"encoder\.layers\.(\d)\.", name)
+        parts[1 if layer is None else 2 if layer[1] == "0" else 3][name] = tensor
+    index = {"metadata": {}, "weight_map": {}}
+    for number, part in parts.items():
+        file = f"model-{number:05d}-of-00003.safetensors"
+        save_file(part, folder / file, metadata={"format": "pt"})
+        index["weight_map"] |= dict.fromkeys(part, file)
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     (folder / WEIGHTS).unlink(missing_ok=True)
     assert len(list(folder.glob("*.safetensors"))) > 2
 

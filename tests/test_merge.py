@@ -79,6 +79,19 @@ def test_lam_0_is_the_donor_and_lam_1_the_target(model, bert_folder):
         assert torch.equal(model(wav).logits, untouched)
 
 
+def test_a_merge_that_fails_on_its_way_leaves_the_target(model, bert_folder):
+    donor, before = Donor(bert_folder), snapshot(model)
+
+    class ZeroInLayer2:
+        def tensor(self, key):
+            return donor.tensor(key) * (key[0] != 2)
+
+    plan = plan_for(model, donor, donor_scale="match_norm")
+    with pytest.raises(MAMError, match=r"layer\.2\.attention\.self\.query\.weight' is all zeros"):
+        Merge(model, plan, ZeroInLayer2())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in snapshot(model).items())
+
+
 def test_bias_keep_and_match_norm(model, bert_folder):
     donor, before = Donor(bert_folder), snapshot(model)
     plan = plan_for(model, donor, lam=0, bias="keep", donor_scale="match_norm")

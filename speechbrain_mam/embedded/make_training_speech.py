@@ -1,6 +1,7 @@
 """Makes HuBERT-mini's training speech: synthetic voices, two kinds of text, generated noise.
 
-To run this (flite, espeak-ng, festival and WordNet's database are needed; none of it ships):
+To run this (flite, espeak-ng, festival, Piper's voice and WordNet's database are needed; none of it
+ships):
 
 > python -m speechbrain_mam.embedded.make_training_speech --out training_speech
 
@@ -12,6 +13,8 @@ open.csv, grammar.csv
     Training, by the voices of ``voices.py``.
 brisk.csv
     Training, both kinds of text by diphone voices at the rate of read speech.
+neural.csv
+    Training, both kinds of text by Piper's neural voice.
 dev_heard.csv, dev_unheard.csv
     Other sentences by those voices, and by espeak-ng variants that are never trained on.
 noise.csv
@@ -36,6 +39,7 @@ from speechbrain_mam.embedded.voices import (
     ESPEAK_VOICES,
     FESTIVAL_VOICES,
     FLITE_VOICES,
+    PIPER_VOICES,
     UNHEARD_ESPEAK_VOICES,
     Voice,
 )
@@ -153,23 +157,27 @@ def main() -> None:
     parser.add_argument("--open", type=int, default=5000, help="open-vocabulary utterances")
     parser.add_argument("--grammar", type=int, default=4500, help="utterances of the grammar")
     parser.add_argument("--brisk", type=int, default=2000, help="utterances, 3 in 4 of the grammar")
+    parser.add_argument("--neural", type=int, default=3000, help="utterances, half of the grammar")
     parser.add_argument("--dev", type=int, default=120, help="dev utterances a kind of text")
     args = parser.parse_args()
     out = args.out.resolve()
     rng = random.Random(5)
     dev: list[str] = []
     brisk: list[str] = []
+    neural: list[str] = []
     for kind, count, extra in (
         ("open", args.open, args.brisk // 4),
         ("grammar", args.grammar, args.brisk - args.brisk // 4),
     ):
-        texts = texts_of(kind, count + args.dev + extra, args.wordnet)
+        texts = texts_of(kind, count + args.dev + extra + args.neural // 2, args.wordnet)
         hours = speak_part(out, kind, texts[:count], [_draw_voice(rng) for _ in range(count)])
-        dev += texts[count : count + args.dev]
-        brisk += texts[count + args.dev :]
         print(f"{kind}: {count} utterances, {hours:.2f} h")
-    hours = speak_part(out, "brisk", brisk, [rng.choice(BRISK_VOICES) for _ in brisk])
-    print(f"brisk: {len(brisk)} utterances, {hours:.2f} h")
+        dev += texts[count : count + args.dev]
+        brisk += texts[count + args.dev : count + args.dev + extra]
+        neural += texts[count + args.dev + extra :]
+    for name, texts, voices in (("brisk", brisk, BRISK_VOICES), ("neural", neural, PIPER_VOICES)):
+        hours = speak_part(out, name, texts, [rng.choice(voices) for _ in texts])
+        print(f"{name}: {len(texts)} utterances, {hours:.2f} h")
     rng.shuffle(dev)
     heard, unheard = dev[: len(dev) // 2], dev[len(dev) // 2 :]
     speak_part(out, "dev_heard", heard, [_draw_voice(rng) for _ in heard])

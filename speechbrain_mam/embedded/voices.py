@@ -12,13 +12,14 @@ class Voice:
     Arguments
     ---------
     engine : str
-        ``"flite"``, ``"espeak-ng"`` or ``"festival"``.
+        ``"flite"``, ``"espeak-ng"``, ``"festival"`` or ``"piper"``.
     voice : str
         The engine's own name of the voice.
     speed : float
         Speaking rate, 1 = the engine's own.
     pitch : float
-        Mean pitch, 1 = the voice's own (flite and espeak-ng only).
+        Mean pitch, 1 = the voice's own (not festival). Piper's formants move with it: another
+        speaker.
 
     Example
     -------
@@ -52,6 +53,15 @@ BRISK_VOICES = (
     *(Voice("festival", "kal_diphone", speed) for speed in (1.05, 1.2, 1.3)),
     *(Voice("flite", "kal16", 1.25, pitch) for pitch in (0.9, 1.0, 1.15)),
     *(Voice("flite", voice, 1.25) for voice in ("rms", "awb")),
+)
+
+#: A neural voice, the nearest to a person; ``pitch`` makes other sizes of speaker of it.
+PIPER_VOICES = tuple(
+    Voice("piper", "en_US-joe-medium", speed, pitch)
+    for speed, pitch in (
+        *((1.0, 1.0), (0.9, 0.94), (1.15, 1.06), (1.25, 1.0), (1.0, 0.88)),
+        *((0.95, 1.15), (1.1, 1.24), (1.2, 1.34), (1.0, 1.3), (1.1, 0.82)),
+    )
 )
 
 FESTIVAL_VOICES = tuple(
