@@ -62,16 +62,13 @@ def corpus_sentences() -> tuple[Sentence, ...]:
     return tuple(sentences(SENTENCES + 60, seed=SEED, shortest=4, longest=11))
 
 
-def to_opus(wave: np.ndarray) -> bytes:
-    """Ogg-Opus bytes of a 16 kHz waveform ``[T]``."""
+def to_opus(
+    wave: np.ndarray, rate_hz: int = SAMPLE_RATE_HZ, compression: float = OPUS_COMPRESSION
+) -> bytes:
+    """Ogg-Opus bytes of a waveform ``[T]``, which libsndfile decodes at the same rate again."""
     buffer = io.BytesIO()
     soundfile.write(
-        buffer,
-        wave,
-        SAMPLE_RATE_HZ,
-        format="OGG",
-        subtype="OPUS",
-        compression_level=OPUS_COMPRESSION,
+        buffer, wave, rate_hz, format="OGG", subtype="OPUS", compression_level=compression
     )
     return buffer.getvalue()
 

@@ -62,15 +62,17 @@ def mini_corpus(name: str = "mini_ljspeech", cache: Path | None = None) -> Path:
     Arguments
     ---------
     name : str
-        Name of an archive in the package, ``mini_ljspeech``.
+        Name of an archive in the package, ``mini_ljspeech`` or ``mini_vctk``.
     cache : Path, optional
         Where to expand; ``cache_folder()`` by default.
 
     Returns
     -------
     Path
-        A folder with ``metadata.csv`` (``id|raw|normalised``) and ``wavs/ID.wav`` (16 kHz, 16-bit,
-        mono).
+        LJ Speech's layout: a folder with ``metadata.csv`` (``id|raw|normalised``) and
+        ``wavs/ID.wav`` (16 kHz, 16-bit, mono). VCTK 0.92's: ``speaker-info.txt``,
+        ``wav48_silence_trimmed/SPEAKER/ID_mic1.flac`` (48 kHz, 16-bit, mono) and
+        ``txt/SPEAKER/ID.txt``.
 
     Raises
     ------
@@ -108,27 +110,35 @@ def mini_corpus(name: str = "mini_ljspeech", cache: Path | None = None) -> Path:
 
 
 def _expand(content: bytes, folder: Path) -> None:
-    """Write the archive's texts to ``folder`` and its Opus files to ``folder/wavs`` as wav."""
-    (folder / "wavs").mkdir()
+    """Write the archive's texts to ``folder``, and its Opus files as their corpus has them.
+
+    An archive without folders is LJ Speech's: each becomes ``wavs/ID.wav``. Any other has its
+    corpus's own folders, and FLAC in the place of Opus.
+    """
     utterances: list[tuple[Path, bytes]] = []
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         for member in tar:
             file = tar.extractfile(member)
             if file is None:
                 continue
-            name = Path(member.name).name
-            if name.endswith(".ogg"):
-                path = folder / "wavs" / f"{name.removesuffix('.ogg')}.wav"
+            path = folder / member.name
+            opus = path.suffix == ".ogg"
+            if opus and path.parent == folder:
+                path = folder / "wavs" / f"{path.stem}.wav"
+            elif opus:
+                path = path.with_suffix(".flac")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if opus:
                 utterances.append((path, file.read()))
             else:
-                (folder / name).write_bytes(file.read())
+                path.write_bytes(file.read())
     # Decoding runs outside Python's lock, so threads are enough.
     with ThreadPoolExecutor() as pool:
         list(pool.map(_decode, utterances))
 
 
 def _decode(utterance: tuple[Path, bytes]) -> None:
-    """Write one Ogg-Opus utterance as a 16-bit wav."""
+    """Write one Ogg-Opus utterance as a 16-bit file, in the format that its suffix names."""
     import soundfile
 
     path, content = utterance

@@ -105,3 +105,18 @@ MINI_LJ_VOICE = Voice("espeak-ng", "en-us+f4", 1.05)
 
 #: Unheard too, and unlike the trained voices: harder, for evaluation only.
 HARD_VOICE = Voice("festival", "ked_diphone", 1.2)
+
+#: The speakers of the mini VCTK corpus, in the order of their ids. Only the first has been heard,
+#: and the recipe's split trains on it.
+MINI_VCTK_VOICES = {
+    "p901": Voice("flite", "rms"),
+    "p902": Voice("espeak-ng", "en+linda"),
+    "p903": Voice("espeak-ng", "en-us-nyc+steph2"),
+    "p904": Voice("espeak-ng", "en-us+Andy", 1.1, 1.1),
+    "p905": Voice("espeak-ng", "en-gb-scotland+robert", 1.05),
+    "p906": Voice("espeak-ng", "en-us+david", 0.95, 1.1),
+    "p907": Voice("espeak-ng", "en+marcelo", 0.85),
+    "p908": Voice("espeak-ng", "en-029+m5", 0.95),
+    "p909": Voice("espeak-ng", "en-gb-scotland+m3", 0.95),
+    "p910": Voice("espeak-ng", "en-gb-x-rp+anika", 0.9),
+}
