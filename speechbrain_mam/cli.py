@@ -1,4 +1,4 @@
-"""``speechbrain-mam``: plans and merges of Hugging Face folders, without a recipe.
+"""``speechbrain-mam``: plans and merges of Hugging Face folders; reports on finished runs.
 
 Exit codes: 0 done; 2 wrong usage or bad input, with one line on stderr that says why.
 """
@@ -52,6 +52,16 @@ examples:
       --lam 0.95 --out hubert-large-mam
   speechbrain-mam merge my/hubert my/bert --lam 0.9 --layers last:4 --projections qk --out merged
   speechbrain-mam merge my/hubert my/bert --lam 0.8,0.9,0.95 --layers 0-2 --out merged --force
+"""
+
+REPORT_HELP = "compare finished runs of a recipe: tables, pictures, and which gains are chance"
+REPORT_EXAMPLES = """\
+A RUN_DIR is the output folder of a finished run. DIR gets report.html, which needs no other file
+and no network, report.md, report.csv, report.json and the pictures; the tables are printed too.
+
+examples:
+  speechbrain-mam report results/LJSpeech/*/1986 --out report
+  speechbrain-mam report results/seeds/finetune/* results/seeds/mam_learnable*/* --out report
 """
 
 EXAMPLES = """\
@@ -141,6 +151,15 @@ def merge_command(options: argparse.Namespace) -> None:
     )
 
 
+def report_command(options: argparse.Namespace) -> None:
+    """``speechbrain-mam report``: write the report, print its tables."""
+    # SciPy and matplotlib take seconds to load, and the other commands need neither.
+    from speechbrain_mam.report import write_report
+
+    report = write_report(options.runs, Path(options.out), options.force)
+    sys.stdout.write(f"{report.table}\n\nwritten to '{options.out}'\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(PROGRAM, description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
@@ -160,6 +179,14 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--out", metavar="DIR", required=True, help="the folder to write")
     merge.add_argument("--force", action="store_true", help="replace DIR where it exists")
     merge.set_defaults(run=merge_command)
+
+    report = verbs.add_parser(
+        "report", help=REPORT_HELP, description=_sentence(REPORT_HELP), epilog=REPORT_EXAMPLES
+    )
+    report.add_argument("runs", metavar="RUN_DIR", nargs="+", help="a run's output folder")
+    report.add_argument("--out", metavar="DIR", required=True, help="the folder to write into")
+    report.add_argument("--force", action="store_true", help="replace the report in DIR")
+    report.set_defaults(run=report_command)
     return parser
 
 

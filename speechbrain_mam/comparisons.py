@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -21,8 +21,8 @@ from speechbrain_mam.statistics import (
 
 
 def compare(
-    before: Mapping[Hashable, ErrorCounts],
-    after: Mapping[Hashable, ErrorCounts],
+    before: Mapping[int | None, ErrorCounts],
+    after: Mapping[int | None, ErrorCounts],
     n_resamples: int = N_RESAMPLES,
 ) -> Comparison:
     """:func:`paired_bootstrap` of systems that were run with several seeds, paired by seed.
@@ -41,12 +41,8 @@ def compare(
     Returns
     -------
     Comparison
-        Of the seeds that both have.
-
-    Raises
-    ------
-    MAMError
-        If both have seeds, and none in common.
+        Of the seeds that both have. Where they have none in common, ``n_seeds`` is 0, and all
+        seeds of the one are compared with all of the other.
 
     Example
     -------
@@ -59,26 +55,39 @@ def compare(
     >>> comparison.n_seeds, round(comparison.difference, 2), comparison.seeds.low < -10
     (3, -6.67, True)
     """
-    if None in before:
-        pairs = [(before[None], counts) for counts in after.values()]
-    elif None in after:
-        pairs = [(counts, after[None]) for counts in before.values()]
-    else:
-        pairs = [(before[seed], after[seed]) for seed in after if seed in before]
-    if not pairs:
-        raise MAMError(
-            f"no seed in common: {', '.join(map(str, before))} against "
-            f"{', '.join(map(str, after))}; run both with the same seeds"
-        )
-    pooled = paired_bootstrap(pool([b for b, _ in pairs]), pool([a for _, a in pairs]), n_resamples)
+    pairs = [(before[b], after[a]) for b, a in pair_seeds(before, after)]
+    pooled = paired_bootstrap(
+        pool([b for b, _ in pairs] or [*before.values()]),
+        pool([a for _, a in pairs] or [*after.values()]),
+        n_resamples,
+    )
     seeds = None
     if len(pairs) > 1:
         seeds = seed_interval([error_rate(a) - error_rate(b) for b, a in pairs])
     values = vars(pooled) | {"n_seeds": len(pairs), "seeds": seeds}
     if pooled.identical:  # in the sum over seeds; are they seed by seed?
-        values["identical"] = all(np.array_equal(b.errors, a.errors) for b, a in pairs)
+        alike = (np.array_equal(b.errors, a.errors) for b, a in pairs)
+        values["identical"] = bool(pairs) and all(alike)
         values["method"] = "identical" if values["identical"] else "percentile"
     return Comparison(**values)
+
+
+def pair_seeds(
+    before: Iterable[int | None], after: Iterable[int | None]
+) -> list[tuple[int | None, int | None]]:
+    """Which seed of one system is compared with which of another; ``None`` goes with every one.
+
+    Example
+    -------
+    >>> pair_seeds([1, 2, 3], [2, 3, 4]), pair_seeds([None], [1, 2])
+    ([(2, 2), (3, 3)], [(None, 1), (None, 2)])
+    """
+    before, after = list(before), list(after)
+    if None in before:
+        return [(None, seed) for seed in after]
+    if None in after:
+        return [(seed, None) for seed in before]
+    return [(seed, seed) for seed in after if seed in before]
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -152,8 +161,9 @@ def verdict(
     'lower, but no better than the random donor'
     """
     found = direction(comparison)
-    one_seed = trained and comparison.n_seeds == 1 and found in ("lower", "higher")
-    text = f"{found} (one seed)" if one_seed else found
+    text = found
+    if trained and comparison.n_seeds < 2 and found in ("lower", "higher"):
+        text += " (one seed)" if comparison.n_seeds else " (no seed in common)"
     if control is not None and direction(control) != "lower":
         text += (", but" if found == "lower" else ",") + " no better than the random donor"
     return text

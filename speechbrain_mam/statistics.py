@@ -77,7 +77,8 @@ class Comparison:
     identical : bool
         Whether every utterance has the same errors in both.
     n_seeds : int
-        How many pairs of seeds; 1 if neither system was run with several.
+        How many pairs of seeds; 1 if neither system was run with several, 0 if they have none in
+        common.
     seeds : Interval or None
         95 % t interval of the mean difference over seeds, from two pairs of seeds on.
     """

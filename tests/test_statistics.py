@@ -216,6 +216,17 @@ def test_one_seed_of_something_trained_is_said():
     assert verdict(comparison(-1, 1), trained=True) == "within chance"
 
 
+def test_seeds_without_a_pair_are_compared_all_with_all_and_said():
+    words = np.full(50, 10)
+    before = {1: counts(np.arange(50) % 5, words), 2: counts(np.arange(50) % 4, words)}
+    unpaired = compare(before, {3: counts(np.arange(50) % 2, words)})
+    assert unpaired.n_seeds == 0 and unpaired.seeds is None
+    assert unpaired.before == pytest.approx(np.mean([error_rate(c) for c in before.values()]))
+    assert verdict(unpaired, trained=True) == "lower (no seed in common)"
+    same = compare({1: before[1]}, {2: before[1]})
+    assert direction(same) == "within chance"  # nothing says that it is the same training
+
+
 def test_bad_input():
     with pytest.raises(MAMError, match="at least two"):
         paired_bootstrap(counts([1]), counts([2]))
@@ -225,7 +236,5 @@ def test_bad_input():
         counts([1, 2], [0, 0])
     with pytest.raises(MAMError, match="2 utterances, but 2 error counts and 1"):
         ErrorCounts(("a", "b"), np.array([1, 2]), np.array([1]))
-    with pytest.raises(MAMError, match="no seed in common: 1 against 2"):
-        compare({1: counts([1, 2])}, {2: counts([1, 2])})
     with pytest.raises(MAMError, match="at least two seeds"):
         seed_interval([1.0])

@@ -1,0 +1,212 @@
+"""A report's pictures, as PNG bytes. Only matplotlib's object interface is used."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from speechbrain_mam.runs import NO_CONTROL, Point, Sweep
+from speechbrain_mam.statistics import error_rate, rate_interval
+from speechbrain_mam.systems import Row
+
+MERGE, GREY = "#0b5d8f", "#6b6b6b"
+CONTROL_STYLES = {
+    "random": ("#c1440e", "s"),
+    "shuffled_layers": ("#3d8b37", "^"),
+    "permuted_rows": ("#8e5ea2", "D"),
+    "no_donor": ("#b8860b", "v"),
+    "match_norm": ("#46b1c9", "P"),
+}
+"""Colour and marker: told apart without colours too."""
+COLOURS = {"lower": "#2a7f3b", "higher": "#b3261e"}
+HEADS_SHOWN = 24
+
+
+def plot_differences(rows: Sequence[Row]) -> bytes:
+    """Each comparison's difference with its intervals, over utterances and over seeds.
+
+    Arguments
+    ---------
+    rows : sequence of Row
+        All of them, in the order of the tables.
+    """
+    figure, (axes,) = _figure(8.6, 1.1 + 0.42 * len(rows), 1)
+    for y, row in enumerate(rows):
+        words = row.words
+        colour = COLOURS.get(row.verdict.split(" (")[0].split(",")[0], GREY)
+        if words.seeds is not None:
+            axes.plot(words.seeds, [y + 0.18] * 2, color=colour, lw=1.2, ls=":")
+        axes.plot(words.interval, [y, y], color=colour, lw=2.4, solid_capstyle="butt")
+        axes.plot(words.difference, y, "o", color=colour, ms=6)
+    axes.axvline(0, color="black", lw=0.8)
+    labels = [f"{row.system.name}  −  {row.against.name}" for row in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=9)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(
+        "difference of WER, percentage points (left of 0: fewer errors)\n"
+        "bar: 95 % over utterances; dotted: 95 % over seeds; grey: within chance"
+    )
+    axes.grid(axis="x", alpha=0.3)
+    return _png(figure)
+
+
+def plot_sweep(sweep: Sweep, title: str) -> bytes:
+    """WER against λ: one panel a donor and subset of layers, each control its own line.
+
+    The band is the merge's 95 % interval over utterances; the horizontal line is the untouched
+    model, which is also where every line ends at λ = 1.
+
+    Arguments
+    ---------
+    sweep : Sweep
+        Points on validation data.
+    title : str
+        Above the panels.
+    """
+    merged = [p for p in sweep.points if not p.untouched]
+    untouched = next((p for p in sweep.points if p.untouched), None)
+    donors = {p.donor for p in merged if p.control == NO_CONTROL}
+    panels = list(dict.fromkeys((p.donor, p.subset) for p in merged if p.control == NO_CONTROL))
+    for point in merged:  # a control of a subset that was not swept itself
+        if not any(_belongs(point, donors, *panel) for panel in panels):
+            panels.append((point.donor, point.subset))
+    if not panels:
+        panels = [(None, "all")]
+    columns = min(2, len(panels))
+    height = -(-len(panels) // columns)
+    figure, grid = _figure(
+        6.4 if columns == 1 else 10.5, 0.9 + 3.7 * height, len(panels), columns, True
+    )
+    labelled: dict[str, Any] = {}
+    for axes, (donor, subset) in zip(grid, panels, strict=True):
+        if untouched is not None:
+            wer = error_rate(untouched.counts)
+            line = axes.axhline(wer, color="black", ls="--", lw=1)
+            labelled.setdefault(f"untouched: {wer:.2f} %", line)
+        here = [p for p in merged if _belongs(p, donors, donor, subset)]
+        for control in dict.fromkeys([NO_CONTROL, *CONTROL_STYLES, *(p.control for p in here)]):
+            line = _plot_line(axes, [p for p in here if p.control == control], untouched, control)
+            if line is not None:
+                labelled.setdefault("MAM" if control == NO_CONTROL else f"control {control}", line)
+        chosen = sweep.chosen
+        if chosen.get("subset") == subset and chosen.get("donor") in (donor, None):
+            line = axes.axvline(float(chosen["lam"]), color=MERGE, lw=0.9, ls=":")
+            labelled.setdefault("chosen λ", line)
+        several = len({d for d, _ in panels}) > 1
+        axes.set_title(f"layers: {subset}" + (f", {donor}" if several else ""), fontsize=10)
+        axes.set_xlabel("λ, the target's share (1 = untouched)")
+        axes.set_ylabel(f"WER %, {sweep.split}")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=11)
+    figure.legend(
+        labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, fontsize=8.5
+    )
+    return _png(figure)
+
+
+def _belongs(point: Point, donors: set[str | None], donor: str | None, subset: str) -> bool:
+    """A control without a donor of its own stands beside every donor."""
+    return point.subset == subset and (point.donor == donor or point.donor not in donors)
+
+
+def _plot_line(axes: Axes, points: list[Point], untouched: Point | None, control: str) -> Any:
+    if not points:
+        return None
+    points = sorted([*points, *([untouched] if untouched else [])], key=lambda p: p.lam)
+    lams = [p.lam for p in points]
+    wers = [error_rate(p.counts) for p in points]
+    if control == NO_CONTROL:
+        intervals = np.array([rate_interval(p.counts) for p in points])
+        axes.fill_between(lams, *intervals.T, color=MERGE, alpha=0.15, lw=0)
+        return axes.plot(lams, wers, "o-", color=MERGE, lw=2.2, ms=5, zorder=3)[0]
+    colour, marker = CONTROL_STYLES.get(control, (GREY, "x"))
+    return axes.plot(lams, wers, color=colour, marker=marker, lw=1.1, ms=4, alpha=0.9)[0]
+
+
+def plot_final_lambdas(systems: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """Learned λ per layer: a dot a seed, a line through the means.
+
+    Arguments
+    ---------
+    systems : mapping of str to sequence of dict
+        For each system one dict a seed: λ by layer.
+    """
+    names = list(dict.fromkeys(n for runs in systems.values() for run in runs for n in run))
+    figure, (axes,) = _figure(max(6.4, 1.5 + 0.42 * len(names)), 3.9, 1)
+    styles = [(MERGE, "o"), *CONTROL_STYLES.values()]
+    for i, (system, runs) in enumerate(systems.items()):
+        colour, marker = styles[i % len(styles)]
+        at = np.arange(len(names)) + 0.12 * (i - (len(systems) - 1) / 2)
+        values = np.array([[run.get(name, np.nan) for name in names] for run in runs])
+        label = f"{system}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
+        for row in values:
+            axes.plot(at, row, marker, color=colour, ms=4, alpha=0.5, mew=0)
+        axes.plot(at, values.mean(0), color=colour, lw=1.6, marker="_", ms=14, label=label)
+    steep = len(names) > 8 or max(map(len, names)) > 10
+    axes.set_xticks(range(len(names)), names, rotation=60 if steep else 0, fontsize=8.5)
+    axes.set_ylabel("λ, the target's share")
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
+    return _png(figure)
+
+
+def plot_probe(probe: Mapping[str, Any]) -> bytes:
+    """The probe's ranking, best first, with standard errors.
+
+    Arguments
+    ---------
+    probe : mapping
+        ``layers``, ``projections`` and ``heads`` with ``score`` and ``stderr``.
+    """
+    kinds = [kind for kind in ("layers", "projections", "heads") if probe.get(kind)]
+    shown = {k: sorted(probe[k], key=lambda r: r["score"])[:HEADS_SHOWN] for k in kinds}
+    longest = max((len(rows) for rows in shown.values()), default=1)
+    figure, grid = _figure(3.6 * max(len(kinds), 1), 1.4 + 0.25 * max(longest, 5), len(kinds) or 1,
+                           len(kinds) or 1)  # fmt: skip
+    for axes, kind in zip(grid, kinds, strict=False):
+        rows = shown[kind]
+        labels = [
+            f"layer {row['layer']}" + (f" {row[kind[:-1]]}" if kind == "projections" else "")
+            + (f" head {row['head']}" if kind == "heads" else "")
+            for row in rows
+        ]  # fmt: skip
+        scores = [row["score"] for row in rows]
+        colours = [COLOURS["lower"] if score < 0 else COLOURS["higher"] for score in scores]
+        axes.barh(
+            range(len(rows)), scores, xerr=[row["stderr"] for row in rows], color=colours,
+            alpha=0.8, error_kw={"lw": 1, "capsize": 2},
+        )  # fmt: skip
+        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.set_ylim(max(len(rows), 5) - 0.4, -0.6)
+        axes.axvline(0, color="black", lw=0.8)
+        cut = len(probe[kind]) - len(rows)
+        axes.set_title(kind + (f" (the best {len(rows)} of {cut + len(rows)})" if cut else ""),
+                       fontsize=10)  # fmt: skip
+        axes.grid(axis="x", alpha=0.3)
+    figure.supxlabel("change of the loss per unit moved towards the donor ± s.e.", fontsize=9)
+    return _png(figure)
+
+
+def _figure(
+    width: float, height: float, panels: int, columns: int = 1, share_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = -(-panels // columns)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
+    flat = list(grid.flat)
+    for spare in flat[panels:]:
+        spare.set_visible(False)
+    return figure, flat[:panels]
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=130, format="png")
+    return stream.getvalue()

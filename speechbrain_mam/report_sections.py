@@ -1,0 +1,93 @@
+"""A report's sections beside the tables of results: sweeps, λ, probes, utterances."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from speechbrain_mam.document import Block, Heading, Picture, Text
+from speechbrain_mam.plots import plot_lambdas
+from speechbrain_mam.report_figures import plot_final_lambdas, plot_probe, plot_sweep
+from speechbrain_mam.report_text import sweep_table, utterance_table
+from speechbrain_mam.runs import Run
+from speechbrain_mam.systems import System
+
+
+def sweeps_section(runs: Sequence[Run], n_resamples: int) -> list[Block]:
+    """WER against λ, one picture and one table a sweep."""
+    found = [(run, run.sweep) for run in runs if run.sweep is not None]
+    blocks: list[Block] = []
+    for i, (run, sweep) in enumerate(found):
+        name = "report_sweep.png" if i == 0 else f"report_sweep_{i + 1}.png"
+        title = "WER against λ" + (f", {run.folder}" if len(found) > 1 else "")
+        blocks += [
+            Heading(title),
+            Picture(name, plot_sweep(sweep, title), "WER against λ, with every control"),
+            Text(
+                "Best λ of each line. The best of many points flatters itself, so the interval "
+                f"here is no proof: the sweep chooses on the {sweep.split} set, and the tables "
+                "above are of the test set."
+            ),
+            sweep_table(sweep, n_resamples),
+        ]
+    return blocks
+
+
+def lambdas_section(runs: Sequence[Run], systems: Sequence[System]) -> list[Block]:
+    """Learned λ over layers and seeds; over the epochs too where there is one training."""
+    learned: dict[str, list[dict[str, float]]] = {}
+    for run in runs:
+        if run.lambdas:
+            name = next(
+                s.name
+                for s in systems
+                if (s.method, s.control, s.donor) == (run.method, run.control, run.donor)
+            )
+            learned.setdefault(name, []).append(dict(run.lambdas))
+    if not learned:
+        return []
+    alt = "Learned λ by layer"
+    blocks: list[Block] = [
+        Heading("Learned λ"),
+        Picture("report_lambdas.png", plot_final_lambdas(learned), alt),
+    ]
+    histories = [run.history for run in runs if run.history]
+    if len(histories) == 1:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "lambdas.png"
+            rows = [{k: v for k, v in row.items() if k != "epoch"} for row in histories[0]]
+            plot_lambdas([int(row["epoch"]) for row in histories[0]], rows, file)
+            blocks.append(
+                Picture("report_lambdas_epochs.png", file.read_bytes(), "λ by layer and epoch")
+            )
+    return blocks
+
+
+def probes_section(runs: Sequence[Run]) -> list[Block]:
+    """The probe's ranking."""
+    found = [(run, run.probe) for run in runs if run.probe is not None]
+    blocks: list[Block] = []
+    for i, (run, probe) in enumerate(found):
+        name = "report_probe.png" if i == 0 else f"report_probe_{i + 1}.png"
+        title = "Where the donor would help: the probe's ranking"
+        blocks.append(Heading(title + (f", {run.folder}" if len(found) > 1 else "")))
+        blocks.append(Text("Negative: moving towards the donor lowers the loss, to first order."))
+        blocks.append(Picture(name, plot_probe(probe), "Scores of layers, projections and heads"))
+    return blocks
+
+
+def utterances_section(
+    systems: Sequence[System], untouched: System | None, finetuned: System | None
+) -> list[Block]:
+    """What each merge changed most, utterance by utterance."""
+    blocks: list[Block] = []
+    for system in systems:
+        before = finetuned if system.trained and finetuned is not None else untouched
+        if not system.merged or before is None:
+            continue
+        for better, title in ((True, "improved most"), (False, "got worse most")):
+            table = utterance_table(before, system, better)
+            heading = f"What {title}: {system.name} after {before.name}"
+            blocks += [Heading(heading), table if table.rows else Text("No utterance.")]
+    return blocks
