@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_mam.brain import MAMBrain
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plots import write_beside
+from speechbrain_mam.search import Around
 
 logger = get_logger(__name__)
 
@@ -65,7 +67,10 @@ class ASR(MAMBrain):
             self.wer_metric.append(
                 batch.id, [t.split() for t in texts], [w.split() for w in batch.wrd]
             )
-            self.cer_metric.append(batch.id, [list(t) for t in texts], [list(w) for w in batch.wrd])
+            if self.cer_metric is not None:
+                self.cer_metric.append(
+                    batch.id, [list(t) for t in texts], [list(w) for w in batch.wrd]
+                )
         return loss
 
     @property
@@ -127,19 +132,70 @@ class ASR(MAMBrain):
         if not if_main_process():
             return
         folder = Path(self.hparams.output_folder)
-        with (folder / f"wer_{name}.txt").open("w", encoding="utf-8") as stream:
+        file_name = name.replace(" ", "_")
+        with (folder / f"wer_{file_name}.txt").open("w", encoding="utf-8") as stream:
             self.wer_metric.write_stats(stream)
-        keys = ("num_edits", "num_ref_tokens", "insertions", "deletions", "substitutions")
-        content = {
-            "stats": stats,
-            "utterances": {
-                score["key"]: {key: score[key] for key in keys} for score in self.wer_metric.scores
-            },
-        }
+        content = {"stats": stats, "utterances": self.utterance_scores()}
         write_beside(
-            folder / f"utterances_{name}.json",
+            folder / f"utterances_{file_name}.json",
             lambda part: part.write_text(json.dumps(content, indent=1), encoding="utf-8"),
         )
+
+    def batches(self, dataset) -> list[PaddedBatch]:
+        """A set as the fixed batches of a test, loaded once."""
+        kwargs = dict(self.hparams.test_dataloader_opts)
+        return list(self.make_dataloader(dataset, sb.Stage.TEST, **kwargs))
+
+    def score(
+        self, batches: Iterable[PaddedBatch], around: Around = lambda _: nullcontext()
+    ) -> dict[str, tuple[int, int]]:
+        """Word errors and words of every utterance, by the model as it is now.
+
+        Arguments
+        ---------
+        batches : iterable of PaddedBatch
+            What :meth:`batches` gave.
+        around : callable
+            Gives what is put around the pass of batch *i*.
+        """
+        self.modules.eval()
+        self.on_stage_start(sb.Stage.TEST)
+        self.cer_metric = None  # half of the time of a small model's evaluation
+        for i, batch in enumerate(batches):
+            with torch.no_grad(), around(i):
+                self.evaluate_batch(batch, sb.Stage.TEST)
+        return {s["key"]: (s["num_edits"], s["num_ref_tokens"]) for s in self.wer_metric.scores}
+
+    def losses(self, batches: Iterable[PaddedBatch]) -> Iterator[tuple[torch.Tensor, int]]:
+        """For each batch its mean loss, with a graph, and its size, in evaluation mode."""
+        self.modules.eval()
+        self.on_stage_start(sb.Stage.TEST)
+        self.cer_metric = None
+        for batch in batches:
+            predictions = self.compute_forward(batch, sb.Stage.TEST)
+            yield self.compute_objectives(predictions, batch, sb.Stage.TEST), len(batch)
+
+    def utterance_scores(self) -> dict[str, dict[str, Any]]:
+        """Errors and texts of the last evaluated set, utterance by utterance.
+
+        Returns
+        -------
+        dict
+            For each utterance ID ``errors`` and ``words`` (word edits, reference words),
+            ``char_errors`` and ``chars``, ``ref`` and ``hyp``. ``hyp`` is what the model wrote.
+        """
+        by_character = {score["key"]: score for score in self.cer_metric.scores}
+        return {
+            score["key"]: {
+                "errors": score["num_edits"],
+                "words": score["num_ref_tokens"],
+                "char_errors": by_character[score["key"]]["num_edits"],
+                "chars": by_character[score["key"]]["num_ref_tokens"],
+                "ref": " ".join(score["ref_tokens"]),
+                "hyp": " ".join(score["hyp_tokens"]),
+            }
+            for score in self.wer_metric.scores
+        }
 
     def test(self, test_set, name: str, untouched: bool = False) -> dict[str, float]:
         """Evaluate under a name; ``untouched``: the model as it is, without MAM or a checkpoint.

@@ -53,6 +53,9 @@ class Architecture:
         Where the configuration keeps the number of attention heads.
     reads_weight : bool
         True where the attention does not call its projections but reads their ``weight``.
+    front : tuple of str
+        Modules that run before the first layer, from the encoder on; an evaluation of many merges
+        computes them once.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Architecture:
     names: Mapping[str, tuple[str, ...]]
     heads: str = "num_attention_heads"
     reads_weight: bool = False
+    front: tuple[str, ...] = ()
 
 
 _PROJ = {
@@ -69,12 +73,20 @@ _PROJ = {
     "value": ("v_proj",),
     "output": ("out_proj",),
 }
+_WAV2VEC2_FRONT = ("feature_extractor", "feature_projection", "encoder.pos_conv_embed")
 _WAV2VEC2_LAYER = r"encoder\.layers\.(?P<layer>\d+)\.attention"
 
 ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture("HuBERT", ("hubert",), _WAV2VEC2_LAYER, _PROJ),
-    Architecture("wav2vec 2.0", ("wav2vec2",), _WAV2VEC2_LAYER, _PROJ),
-    Architecture("WavLM", ("wavlm",), _WAV2VEC2_LAYER, _PROJ, reads_weight=True),
+    Architecture("HuBERT", ("hubert",), _WAV2VEC2_LAYER, _PROJ, front=_WAV2VEC2_FRONT),
+    Architecture("wav2vec 2.0", ("wav2vec2",), _WAV2VEC2_LAYER, _PROJ, front=_WAV2VEC2_FRONT),
+    Architecture(
+        "WavLM",
+        ("wavlm",),
+        _WAV2VEC2_LAYER,
+        _PROJ,
+        reads_weight=True,
+        front=_WAV2VEC2_FRONT,
+    ),
     Architecture(
         "BERT",
         ("bert",),

@@ -152,12 +152,17 @@ class MAMBrain(sb.Brain):
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
         if self.history is not None and self.checkpointer is not None:
             self.checkpointer.add_recoverable("mam", self.history)
-        if self.mam is not None and self._folder is not None and if_main_process():
-            text = f"{self.mam.plan}\n"
-            write_beside(
-                self._folder / "merge_plan.txt",
-                lambda part: part.write_text(text, encoding="utf-8"),
-            )
+        self.write_plan()
+
+    def write_plan(self) -> None:
+        """What is merged, as ``merge_plan.txt``."""
+        if self.mam is None or self._folder is None or not if_main_process():
+            return
+        text = f"{self.mam.plan}\n"
+        write_beside(
+            self._folder / "merge_plan.txt",
+            lambda part: part.write_text(text, encoding="utf-8"),
+        )
 
     @property
     def _folder(self) -> Path | None:

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 # is imported here only where a tensor is asked for.
 TensorKey = tuple[int, str, str]
 """``(layer, projection, kind)``, e.g. ``(3, "query", "weight")``."""
+
+
+class TensorSource(Protocol):
+    """Whatever gives a donor's tensors in float32: a file, or a control made of random numbers."""
+
+    def tensor(self, key: TensorKey) -> torch.Tensor:
+        """The tensor of ``(layer, projection, kind)``."""
+        ...
 
 
 class ModelFolder:
@@ -142,16 +150,21 @@ class Donor:
         return self.folder.read(self.index.tensors[key].name).float()
 
     def fingerprint(self, keys: Iterable[TensorKey]) -> str:
-        """SHA-256 over the given tensors' names, shapes and float32 values.
+        """:func:`fingerprint` of these tensors."""
+        return fingerprint(self, keys)
 
-        A checkpoint keeps it, so that λ is never applied to another donor.
-        """
-        digest = hashlib.sha256()
-        for key in keys:
-            tensor = self.tensor(key).contiguous()
-            digest.update(repr((key, tuple(tensor.shape))).encode())
-            digest.update(tensor.numpy().tobytes())
-        return digest.hexdigest()
+
+def fingerprint(source: TensorSource, keys: Iterable[TensorKey]) -> str:
+    """SHA-256 over the given tensors' names, shapes and float32 values.
+
+    A checkpoint keeps it, so that λ is never applied to another donor.
+    """
+    digest = hashlib.sha256()
+    for key in keys:
+        tensor = source.tensor(key).contiguous()
+        digest.update(repr((key, tuple(tensor.shape))).encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from speechbrain_mam.attention import find_attention
 from speechbrain_mam.choices import one_of
+from speechbrain_mam.donor import TensorSource
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merge import TensorSource, donor_tensors
+from speechbrain_mam.merge import donor_tensors
 from speechbrain_mam.merged_linear import MergedLinear, MergedLinearByWeight
 from speechbrain_mam.plan import MergePlan, PlanEntry
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from speechbrain_mam.attention import find_attention
 from speechbrain_mam.choices import Lam, LayerChoice, one_of
-from speechbrain_mam.donor import Donor
+from speechbrain_mam.controls import CONTROLS, controlled
+from speechbrain_mam.donor import Donor, TensorSource, fingerprint
 from speechbrain_mam.learnable import CONSTRAINTS, GRANULARITIES, LearnableMAM
 from speechbrain_mam.merge import Merge
 from speechbrain_mam.plan import MergePlan, make_plan
@@ -36,6 +37,8 @@ class MAM:
         Whether λ is learned (:class:`~speechbrain_mam.learnable.LearnableMAM`) or fixed.
     granularity, constraint
         See :class:`~speechbrain_mam.learnable.LearnableMAM`.
+    control, control_seed
+        A donor that holds nothing, to compare with: see :mod:`speechbrain_mam.controls`.
 
     Example
     -------
@@ -60,13 +63,17 @@ class MAM:
         bias: str = "merge",
         donor_scale: str = "none",
         constraint: str = "project",
+        control: str = "none",
+        control_seed: int = 0,
     ):
+        one_of("control", control, CONTROLS)
         one_of("granularity", granularity, GRANULARITIES)
         one_of("constraint", constraint, CONSTRAINTS)
         self.target, self.learnable = target, learnable
         self.granularity, self.constraint = granularity, constraint
+        self.control, self.control_seed = control, control_seed
         self._donor = donor
-        self._options: dict[str, Any] = {
+        self.options: dict[str, Any] = {
             "lam": lam,
             "layers": layers,
             "projections": projections,
@@ -89,14 +96,29 @@ class MAM:
             find_attention(self.target),
             self.donor.index,
             target_name=type(self.target).__name__,
-            donor_name=self.donor.name,
-            **self._options,
+            donor_name=self.donor.name + self._control_note(),
+            **self.options,
         )
+
+    @property
+    def control_name(self) -> str:
+        """``none``, a control of :mod:`speechbrain_mam.controls`, or ``match_norm``."""
+        scale = self.options["donor_scale"]
+        return scale if self.control == "none" and scale != "none" else self.control
+
+    def _control_note(self) -> str:
+        seed = "" if self.control == "no_donor" else f", seed {self.control_seed}"
+        return "" if self.control == "none" else f" [control: {self.control}{seed}]"
+
+    @cached_property
+    def source(self) -> TensorSource:
+        """What is mixed in: the donor's tensors, or those of a control."""
+        return controlled(self.donor, self.plan, self.control, self.control_seed)
 
     @cached_property
     def donor_hash(self) -> str:
-        """SHA-256 of the donor's tensors that the plan uses."""
-        return self.donor.fingerprint(entry.donor_key for entry in self.plan.entries)
+        """SHA-256 of the tensors that are mixed in."""
+        return fingerprint(self.source, (entry.donor_key for entry in self.plan.entries))
 
     @property
     def live(self) -> LearnableMAM:
@@ -110,11 +132,11 @@ class MAM:
         if self.learnable:
             if self._live is None:
                 self._live = LearnableMAM(
-                    self.target, self.plan, self.donor, self.granularity, self.constraint
+                    self.target, self.plan, self.source, self.granularity, self.constraint
                 )
             self._live.insert()
         elif self._merge is None:
-            self._merge = Merge(self.target, self.plan, self.donor)
+            self._merge = Merge(self.target, self.plan, self.source)
 
     def take_back(self) -> None:
         """The target without MAM: its own projections, bit for bit."""
@@ -123,6 +145,28 @@ class MAM:
         if self._merge is not None:
             self._merge.undo()
             self._merge = None
+
+    def change(self, **options: Any) -> None:
+        """Another λ, layers, control … for a fixed merge; what was merged is taken back first.
+
+        Arguments
+        ---------
+        **options
+            Any of ``lam``, ``layers``, ``projections``, ``layer_map``, ``bias``, ``donor_scale``,
+            ``control``, ``control_seed``, ``donor``.
+        """
+        if self.learnable:
+            raise RuntimeError("MAM.change() is for a fixed λ (learnable: False)")
+        self.take_back()
+        self.control = options.pop("control", self.control)
+        self.control_seed = options.pop("control_seed", self.control_seed)
+        one_of("control", self.control, CONTROLS)
+        if "donor" in options:
+            self._donor = options.pop("donor")
+            self.__dict__.pop("donor", None)
+        self.options |= options
+        for name in ("plan", "source", "donor_hash"):
+            self.__dict__.pop(name, None)
 
     @contextmanager
     def taken_back(self) -> Iterator[None]:

@@ -10,21 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Protocol
 
 import torch
 
-from speechbrain_mam.donor import TensorKey
+from speechbrain_mam.donor import TensorSource
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plan import MergePlan, PlanEntry
-
-
-class TensorSource(Protocol):
-    """Whatever gives a donor's tensors in float32: a file, or a control made of random numbers."""
-
-    def tensor(self, key: TensorKey) -> torch.Tensor:
-        """The tensor of ``(layer, projection, kind)``."""
-        ...
 
 
 def linear(target: torch.Tensor, donor: torch.Tensor, lam: float) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from speechbrain_mam.brain import MAMBrain
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plots import write_beside
+from speechbrain_mam.zeroshot import KEYS as SEARCH_KEYS
 
 logger = get_logger(__name__)
 
 
 def load_recipe(
-    argv: Sequence[str], needed: Iterable[str] = ()
+    argv: Sequence[str],
+    needed: Iterable[str] = (),
+    defaults: Mapping[str, str | int | float] | None = None,
 ) -> tuple[dict[str, Any], Any, str, str]:
     """Parse a recipe's command line and load its YAML.
 
@@ -35,6 +38,9 @@ def load_recipe(
         The command line, without the program.
     needed : iterable of str
         Keys that the recipe reads.
+    defaults : mapping, optional
+        Values that this recipe gives to keys of a YAML that it shares with others; the command
+        line goes before them.
 
     Returns
     -------
@@ -46,7 +52,12 @@ def load_recipe(
     MAMError
         If the YAML does not exist, or a key is missing, unknown or misspelt.
     """
-    hparams_file, run_opts, overrides = sb.parse_arguments(list(argv))
+    arguments = list(argv)
+    given = {argument.split("=")[0] for argument in arguments}
+    for key, value in (defaults or {}).items():
+        if f"--{key}" not in given:
+            arguments += [f"--{key}", str(value)]
+    hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     ddp_init_group(run_opts)
     try:
         with open(hparams_file, encoding="utf-8") as stream:
@@ -70,7 +81,8 @@ def load_recipe(
         if not any("Invalid argument" in str(part) for part in error.args):
             raise
         raise MAMError(f"'{hparams_file}': {' '.join(str(part) for part in error.args)}") from error
-    check_keys(hparams, needed)
+    searched = SEARCH_KEYS if hparams.get("search") else ()
+    check_keys(hparams, [*needed, *searched])
     hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
     return hparams, run_opts, hparams_file, overrides
 
@@ -137,15 +149,23 @@ def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
     folder = Path(brain.hparams.output_folder)
     learned = brain.mam is not None and brain.mam.learnable
     lambdas = brain.mam.live.values() if brain.mam is not None and learned else {}
-    content = {"results": results, "lambdas": lambdas}
+    content = {
+        "method": brain.hparams.method,
+        "seed": brain.hparams.seed,
+        "control": brain.mam.control_name if brain.mam is not None else "none",
+        "donor": brain.mam.donor.name if brain.mam is not None else None,
+        "results": results,
+        "lambdas": lambdas,
+    }
     write_beside(
         folder / "results.json",
         lambda part: part.write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8"),
     )
     lines = ["", "Test set:"]
+    width = 2 + max(map(len, results))
     for name, metrics in results.items():
         shown = ", ".join(f"{metric} {value:.2f}" for metric, value in metrics.items())
-        lines.append(f"  {name:<16}{shown}")
+        lines.append(f"  {name:<{width}}{shown}")
     if lambdas:
         lines.append("Learned λ (the target's share):")
         lines += [f"  {name:<24}{value:.4f}" for name, value in lambdas.items()]

@@ -5,7 +5,7 @@ The speech model takes over part of the self-attention of BERT (W = λ · W_HuBE
 on query, key and value). Which of the three ways is run is a matter of the YAML:
 
 > python recipes/LJSpeech/train.py hparams/finetune.yaml        # no merging: the baseline
-> python recipes/LJSpeech/train.py hparams/mam_zeroshot.yaml    # λ fixed, nothing trained
+> python recipes/LJSpeech/train.py hparams/mam_zeroshot.yaml    # λ from a sweep, nothing trained
 > python recipes/LJSpeech/train.py hparams/mam_learnable.yaml   # one λ per layer, fine-tuned
 
 Without further options each runs on the embedded models and corpus, without a network or a GPU.
@@ -28,6 +28,7 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain_mam.asr import ASR, KEYS, dataio_prepare, train_loader_options
 from speechbrain_mam.errors import one_line_errors
 from speechbrain_mam.recipe import load_recipe, summarize
+from speechbrain_mam.zeroshot import search_and_test
 
 if __name__ == "__main__":
     with one_line_errors():
@@ -75,6 +76,10 @@ if __name__ == "__main__":
                 valid_loader_kwargs=hparams["valid_dataloader_opts"],
             )
 
-        # Testing: the best checkpoint, with λ folded into plain linear layers
-        results[hparams["method"]] = brain.test(datasets["test"], hparams["method"])
+        # Testing: zero-shot MAM chooses its merge on the validation set first; otherwise the best
+        # checkpoint, with λ folded into plain linear layers
+        if hparams.get("search"):
+            results |= search_and_test(brain, datasets, hparams["method"])
+        else:
+            results[hparams["method"]] = brain.test(datasets["test"], hparams["method"])
         summarize(brain, results)

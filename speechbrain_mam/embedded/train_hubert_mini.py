@@ -229,7 +229,7 @@ def main() -> None:
         counter,
         train,
         dev,
-        train_loader_kwargs={"batch_sampler": ShortFirstSampler(train)},
+        train_loader_kwargs={"batch_sampler": ShortFirstSampler(train, args.start is None)},
         valid_loader_kwargs={"batch_size": 8},
     )
 

@@ -1,0 +1,221 @@
+"""What does not depend on λ, computed once: everything below the first merged layer.
+
+When many merges of one model are evaluated on the same batches, the convolutional front end and all
+layers below the first merged one give the same values each time. :class:`PrefixCache` keeps the
+inputs of that layer, batch by batch, and skips what led to them. The rest runs as always on the
+same bits, so its results are bit-identical to those of a whole pass.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from speechbrain_mam.attention import AttentionIndex, find_attention
+from speechbrain_mam.errors import MAMError
+
+
+class PrefixCache:
+    """Keeps the inputs of one layer of a live model and skips what comes before it.
+
+    Use it as a context manager, and :meth:`batch` around each forward pass. A batch's first pass
+    fills the cache. The weights below ``first`` must not change meanwhile.
+
+    Arguments
+    ---------
+    target : nn.Module
+        Holds the encoder. It must be in evaluation mode.
+    first : int
+        The first layer whose weights may change between passes.
+    limit_mb : float
+        How much memory the kept inputs may take. What does not fit is written to ``folder``, or
+        computed again at each pass where there is none.
+    folder : Path, optional
+        Where inputs go that do not fit; they are removed at the end.
+
+    Raises
+    ------
+    MAMError
+        If the encoder's family tells no front end, or there is no such layer.
+
+    Example
+    -------
+    >>> from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+    >>> model, wav = HubertCTC("speechbrain_mam/hubert-mini").eval(), torch.randn(1, 8000)
+    >>> with torch.no_grad(), PrefixCache(model, first=2) as cache:
+    ...     with cache.batch(0):
+    ...         computed, _ = model(wav)
+    ...     with cache.batch(0):
+    ...         replayed, _ = model(wav)
+    ...     torch.equal(computed, replayed), cache.size_mb > 0
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        first: int,
+        limit_mb: float = 2000,
+        folder: Path | None = None,
+    ):
+        index = find_attention(target)
+        if not index.architecture.front:
+            raise MAMError(
+                f"{index.architecture.name}: the table of architectures names no front end to skip"
+            )
+        if not 0 <= first < index.num_layers:
+            raise MAMError(f"no layer {first}: {index.num_layers} layers, from 0 on")
+        self.first, self.limit, self.folder = first, int(limit_mb * 2**20), folder
+        self._layer = target.get_submodule(layer_path(index, first))
+        below = [index.prefix + name for name in index.architecture.front]
+        below += [layer_path(index, layer) for layer in range(first)]
+        self._below = [target.get_submodule(path) for path in below]
+        self._kept: dict[Any, list[Tensor] | Path] = {}
+        self._outputs: dict[Any, dict[nn.Module, Any]] = {}
+        self._bytes = 0
+        self._disk: tempfile.TemporaryDirectory | None = None
+        self._current: Any = None
+
+    @property
+    def size_mb(self) -> float:
+        """Memory that the kept inputs take."""
+        return self._bytes / 2**20
+
+    def __enter__(self) -> PrefixCache:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._disk = tempfile.TemporaryDirectory(prefix="prefix-", dir=self.folder)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._kept, self._outputs, self._bytes = {}, {}, 0
+        if self._disk is not None:
+            self._disk.cleanup()
+
+    @contextmanager
+    def batch(self, key: Any) -> Iterator[None]:
+        """Around one forward pass of the batch that ``key`` stands for."""
+        if self._layer.training:
+            raise RuntimeError("PrefixCache needs a model in evaluation mode: dropout is random")
+        install = self._replay if key in self._kept else self._record
+        self._current = key
+        undo = install()
+        try:
+            yield
+        finally:
+            for take_off in undo:
+                take_off()
+
+    def _record(self) -> list[Callable[[], None]]:
+        """Note what the skipped modules return, and keep what the layer gets."""
+        key, outputs = self._current, {}
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            outputs[module] = pytree.tree_map_only(Tensor, _shape_of, output)
+
+        def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if self._store(key, [t.detach().clone() for t in _inputs(args, kwargs)[0]]):
+                self._outputs[key] = outputs
+
+        hooks = [module.register_forward_hook(note) for module in self._below]
+        hooks.append(self._layer.register_forward_pre_hook(keep, with_kwargs=True))
+        return [hook.remove for hook in hooks]
+
+    def _replay(self) -> list[Callable[[], None]]:
+        """Let the skipped modules return zeros of the right shape, and the layer get its inputs."""
+        key = self._current
+        outputs = self._outputs[key]
+
+        def give(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            device = next(module.parameters()).device
+            kept = iter([tensor.to(device) for tensor in self._load(key)])
+            return _inputs(args, kwargs, lambda _: next(kept))[1]
+
+        def skip(module: nn.Module) -> Callable[..., Any]:
+            return lambda *_, **__: pytree.tree_map_only(_Shape, _Shape.zeros, outputs[module])
+
+        for module in self._below:
+            module.forward = skip(module)  # type: ignore[method-assign]
+        hook = self._layer.register_forward_pre_hook(give, with_kwargs=True)
+        # What stands in the instance hides the class's forward; taken away, that one is back.
+        return [hook.remove, *(lambda m=m: m.__dict__.pop("forward") for m in self._below)]
+
+    def _store(self, key: Any, tensors: list[Tensor]) -> bool:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if self._bytes + size <= self.limit:
+            self._kept[key] = tensors
+            self._bytes += size
+        elif self._disk is not None:
+            file = Path(self._disk.name) / f"{len(self._kept)}.safetensors"
+            save_file({str(i): t.contiguous() for i, t in enumerate(tensors)}, file)
+            self._kept[key] = file
+        return key in self._kept
+
+    def _load(self, key: Any) -> list[Tensor]:
+        kept = self._kept[key]
+        if isinstance(kept, Path):
+            tensors = load_file(kept)
+            return [tensors[str(i)] for i in range(len(tensors))]
+        return kept
+
+
+class _Shape:
+    """Shape, type and place of a tensor: enough to make one of zeros."""
+
+    def __init__(self, tensor: Tensor):
+        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
+
+    def zeros(self) -> Tensor:
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+
+
+def _shape_of(tensor: Tensor) -> _Shape:
+    return _Shape(tensor)
+
+
+def _inputs(
+    args: Any, kwargs: dict[str, Any], change: Callable[[Tensor], Tensor] = lambda t: t
+) -> tuple[list[Tensor], tuple[Any, dict[str, Any]]]:
+    """A layer's tensor inputs but for its mask, and the arguments with each of them changed.
+
+    The mask follows from lengths alone, so it is right in every pass, and it may be as large as
+    frames × frames.
+    """
+    found: list[Tensor] = []
+
+    def visit(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return change(tensor)
+
+    masks = {name: value for name, value in kwargs.items() if name.endswith("mask")}
+    rest = {name: value for name, value in kwargs.items() if name not in masks}
+    args, rest = pytree.tree_map_only(Tensor, visit, (args, rest))
+    return found, (args, {**rest, **masks})
+
+
+def layer_path(index: AttentionIndex, layer: int) -> str:
+    """Path of a whole layer from the target on.
+
+    Example
+    -------
+    >>> from speechbrain_mam import Donor
+    >>> layer_path(Donor("speechbrain_mam/hubert-mini").index, 3)
+    'hubert.encoder.layers.3'
+    """
+    name = index.tensors[layer, "query", "weight"].name[len(index.prefix) :]
+    before, _, _ = name.partition(f".{layer}.")
+    return f"{index.prefix}{before}.{layer}"

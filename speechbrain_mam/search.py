@@ -1,0 +1,330 @@
+"""The λ sweep: many merges of one model, evaluated on validation data without training anything.
+
+The model is loaded once, each point changes Q, K and V in place and is taken back bit for bit, and
+what lies below the first merged layer is computed once (:mod:`speechbrain_mam.prefix`). The
+figures are those of each point evaluated from scratch, to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from speechbrain_mam.choices import one_of, parse_layers
+from speechbrain_mam.controls import CONTROLS
+from speechbrain_mam.donor import Donor
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.mam import MAM
+from speechbrain_mam.plots import write_beside
+from speechbrain_mam.prefix import PrefixCache
+
+SWEEP_CONTROLS = (*CONTROLS, "match_norm")
+
+Around = Callable[[int], AbstractContextManager]
+"""What is put around the forward pass of batch *i*."""
+Score = Callable[[Around], Mapping[str, tuple[int, int]]]
+"""Evaluates the model as it is: errors and reference units by utterance (or clip)."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One merge to evaluate. λ = 1 is the untouched model, whatever else is chosen."""
+
+    lam: float
+    layers: tuple[int, ...]
+    donor: str
+    control: str = "none"
+    subset: str = "all"
+
+    @property
+    def key(self) -> str:
+        """A file name that stands for what is merged; ``subset`` is only what it is called."""
+        content = {k: v for k, v in asdict(self).items() if k != "subset"}
+        if self.lam == 1:
+            content = {"lam": 1}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A point with its errors on every utterance, in the order of the sweep's ``ids``."""
+
+    point: Point
+    errors: tuple[int, ...]
+
+
+def parse_grid(lam_grid: Iterable[Any]) -> list[float]:
+    """A λ grid, sorted, without 1: the untouched model is a point of every sweep.
+
+    Raises
+    ------
+    MAMError
+        If nothing is left, or something is not a number in [0, 1].
+
+    Example
+    -------
+    >>> parse_grid([1, 0.9, 0.5, 0.9])
+    [0.5, 0.9]
+    """
+    try:
+        values = list(lam_grid)
+    except TypeError:
+        values = [lam_grid]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise MAMError(f"key 'lam_grid': λ = {value!r} is not a number in [0, 1]")
+    grid = sorted({float(value) for value in values} - {1.0})
+    if not grid:
+        raise MAMError("key 'lam_grid' is empty: expected at least one λ in [0, 1) to try")
+    return grid
+
+
+def points_of(
+    grid: Sequence[float],
+    subsets: Mapping[str, Sequence[int]],
+    donors: Sequence[str],
+    control: str = "none",
+) -> list[Point]:
+    """Every λ with every subset of layers and every donor.
+
+    Example
+    -------
+    >>> [p.lam for p in points_of([0.8, 0.9], {"last:1": [3]}, ["bert"])]
+    [0.8, 0.9]
+    """
+    one_of("controls", control, SWEEP_CONTROLS)
+    return [
+        Point(lam, tuple(layers), donor, control, subset)
+        for donor in donors
+        for subset, layers in subsets.items()
+        for lam in grid
+    ]
+
+
+def parse_subsets(choices: Iterable[Any], num_layers: int) -> dict[str, tuple[int, ...]]:
+    """Named subsets of layers: ``all``, ``first:k``, ``last:k``, ranges, lists.
+
+    Example
+    -------
+    >>> parse_subsets(["all", "last:2", [0]], 4)
+    {'all': (0, 1, 2, 3), 'last:2': (2, 3), '0': (0,)}
+    """
+    subsets = {}
+    for choice in choices:
+        name = choice if isinstance(choice, str) else ",".join(map(str, _as_list(choice)))
+        subsets[name] = parse_layers(choice, num_layers)
+    if not subsets:
+        raise MAMError("key 'layer_choices' is empty: expected at least one, e.g. 'all'")
+    return subsets
+
+
+def _as_list(choice: Any) -> list[Any]:
+    return list(choice) if isinstance(choice, Iterable) else [choice]
+
+
+class Sweep:
+    """Evaluates points and keeps what is done in a folder, so that it can be interrupted.
+
+    Under ``torchrun`` each rank takes its share of the points; the folder is shared.
+
+    Arguments
+    ---------
+    mam : MAM
+        A merge with a fixed λ; its projections, layer map, bias policy hold for every point.
+    score : callable
+        Evaluates the model as it is; see :data:`Score`.
+    folder : Path
+        Where one small file per point goes.
+    data_id : str
+        Changes when the evaluated data change: a hash of the manifest.
+    cache_mb, cache_folder
+        See :class:`~speechbrain_mam.prefix.PrefixCache`; ``cache_mb`` 0 without a folder computes
+        everything anew at each point.
+    progress : bool
+        Whether to show a progress bar.
+
+    Raises
+    ------
+    MAMError
+        If the folder holds the sweep of another model, corpus or setting.
+    """
+
+    def __init__(
+        self,
+        mam: MAM,
+        score: Score,
+        folder: Path,
+        data_id: str = "",
+        cache_mb: float = 2000,
+        cache_folder: Path | None = None,
+        progress: bool = True,
+    ):
+        self.mam, self.score, self.folder = mam, score, folder
+        self.cache_mb, self.cache_folder, self.progress = cache_mb, cache_folder, progress
+        self.title = "λ sweep"
+        self.rank, self.ranks = _place()
+        self.ids: list[str] = []
+        self.units: list[int] = []
+        self._donors: dict[str, Donor] = {}
+        self._scale = mam.options["donor_scale"]
+        mam.take_back()
+        self._identify(data_id)
+
+    def run(self, points: Iterable[Point]) -> list[Scored]:
+        """Evaluate what is not done yet, and give all points with their errors."""
+        unique = list({point.key: point for point in points}.values())
+        mine = [p for p in unique[self.rank :: self.ranks] if not self._file(p).is_file()]
+        hidden = not self.progress or self.rank != 0 or not mine
+        options = {"desc": self.title, "disable": hidden, "dynamic_ncols": True, "leave": False}
+        with tqdm(total=len(mine), **options) as bar:
+            for first, group in _by_first_layer(mine).items():
+                with self._cache(first, len(group)) as around:
+                    for point in group:
+                        self._evaluate(point, around)
+                        bar.update()
+        if self.ranks > 1:
+            torch.distributed.barrier()
+        return [self._read(point) for point in unique]
+
+    def apply(self, point: Point) -> None:
+        """Merge a point into the model, for good."""
+        scale = "match_norm" if point.control == "match_norm" else self._scale
+        self.mam.change(
+            lam=point.lam,
+            layers=list(point.layers) or "all",
+            donor=self.donor(point.donor),
+            control="none" if point.control == "match_norm" else point.control,
+            donor_scale=scale,
+        )
+        self.mam.apply()
+
+    def _evaluate(self, point: Point, around: Around) -> None:
+        if point.lam != 1:
+            self.apply(point)
+        try:
+            found = self.score(around)
+        finally:
+            self.mam.take_back()
+        content = {
+            "point": asdict(point),
+            "ids": list(found),
+            "errors": [errors for errors, _ in found.values()],
+            "units": [units for _, units in found.values()],
+        }
+        text = json.dumps(content)
+        write_beside(self._file(point), lambda part: part.write_text(text, encoding="utf-8"))
+
+    def _cache(self, first: int, points: int) -> AbstractContextManager[Around]:
+        """A cache of layer ``first``'s inputs pays from the second point on."""
+        if points < 2 or (not self.cache_mb and self.cache_folder is None):
+            return nullcontext(lambda _: nullcontext())
+        return _Cached(PrefixCache(self.mam.target, first, self.cache_mb, self.cache_folder))
+
+    def donor(self, name: str) -> Donor:
+        """A donor, opened once."""
+        if name not in self._donors:
+            self._donors[name] = Donor(name)
+        return self._donors[name]
+
+    def _file(self, point: Point) -> Path:
+        return self.folder / f"{point.key}.json"
+
+    def _read(self, point: Point) -> Scored:
+        content = json.loads(self._file(point).read_text(encoding="utf-8"))
+        self.ids = self.ids or content["ids"]
+        self.units = self.units or content["units"]
+        if content["ids"] != self.ids:
+            raise MAMError(f"'{self._file(point)}' is of another set; remove '{self.folder}'")
+        return Scored(point, tuple(content["errors"]))
+
+    def _identify(self, data_id: str) -> None:
+        """The folder belongs to one model, one data set and one setting of the merge."""
+        digest = hashlib.sha256()
+        for name, tensor in self.mam.target.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        shared = ("projections", "layer_map", "bias", "donor_scale")
+        identity = {"model": digest.hexdigest(), "data": data_id}
+        identity |= {key: str(self.mam.options[key]) for key in shared}
+        file = self.folder / "identity.json"
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            changed = [key for key in identity if found.get(key) != identity[key]]
+            if changed:
+                raise MAMError(
+                    f"'{self.folder}' holds the sweep of another {', '.join(changed)}; remove it, "
+                    "or choose another output_folder"
+                )
+        elif self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(identity, indent=2)
+            write_beside(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+class _Cached(AbstractContextManager[Around]):
+    """A prefix cache, as what stands around each batch."""
+
+    def __init__(self, cache: PrefixCache):
+        self.cache = cache
+
+    def __enter__(self) -> Around:
+        return self.cache.__enter__().batch
+
+    def __exit__(self, *error: Any) -> None:
+        self.cache.__exit__(*error)
+
+
+def _by_first_layer(points: Iterable[Point]) -> dict[int, list[Point]]:
+    """Points that can share a cache: those whose first merged layer is the same."""
+    groups: dict[int, list[Point]] = {}
+    for point in points:
+        groups.setdefault(min(point.layers, default=0), []).append(point)
+    return groups
+
+
+def _place() -> tuple[int, int]:
+    """This process's rank and their number."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def error_rate(scored: Scored, units: Sequence[int]) -> float:
+    """Errors per hundred reference units."""
+    return 100 * sum(scored.errors) / max(1, sum(units))
+
+
+def choose(results: Iterable[Scored]) -> Scored:
+    """The point with the fewest errors; of equal ones the gentlest: larger λ, fewer layers."""
+    return min(results, key=lambda s: (sum(s.errors), -s.point.lam, len(s.point.layers)))
+
+
+def greedy(
+    sweep: Sweep, ranking: Sequence[int], lam: float, donor: str
+) -> tuple[list[Scored], tuple[int, ...]]:
+    """Add layers in the order of a ranking; keep each one that lowers the error.
+
+    Returns
+    -------
+    list of Scored
+        Every subset that was tried.
+    tuple of int
+        The layers that were kept.
+    """
+    tried: list[Scored] = sweep.run([Point(1.0, (), donor)])
+    best, kept = sum(tried[0].errors), ()
+    for layer in ranking:
+        subset = tuple(sorted((*kept, layer)))
+        (scored,) = sweep.run([Point(lam, subset, donor, subset="greedy")])
+        tried.append(scored)
+        if sum(scored.errors) < best:
+            best, kept = sum(scored.errors), subset
+    return tried[1:], kept

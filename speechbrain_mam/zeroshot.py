@@ -1,0 +1,155 @@
+"""Zero-shot MAM with its evidence, as one stage of a recipe.
+
+The untouched model, the probe, the λ sweep on validation data, the chosen merge on test data, and
+all controls beside it. Test data choose nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_mam.asr import ASR
+from speechbrain_mam.choices import one_of
+from speechbrain_mam.plots import write_beside
+from speechbrain_mam.probe import Probe, probe
+from speechbrain_mam.search import (
+    SWEEP_CONTROLS,
+    Point,
+    Scored,
+    Sweep,
+    choose,
+    error_rate,
+    greedy,
+    parse_grid,
+    parse_subsets,
+    points_of,
+)
+
+logger = get_logger(__name__)
+
+KEYS = ("lam_grid", "layer_choices", "donor_models", "controls", "cache_mb", "cache_folder")
+"""What the YAML of a search must have besides a recipe's own keys."""
+
+
+def search_and_test(brain: ASR, datasets: dict[str, Any], method: str) -> dict[str, dict]:
+    """Choose λ, layers and donor on the validation set; test the choice and its controls.
+
+    Writes ``probe.json``, ``sweep.json``, the usual files of each test and ``merge_plan.txt`` of
+    what was chosen into the output folder. The chosen merge is left in the model.
+
+    Arguments
+    ---------
+    brain : ASR
+        With a ``mam`` whose λ is fixed.
+    datasets : dict
+        ``valid`` and ``test``.
+    method : str
+        What the chosen merge's test is called; a control's is ``{method} control {control}``.
+
+    Returns
+    -------
+    dict
+        The metrics of each test.
+
+    Raises
+    ------
+    MAMError
+        If the grid is empty, λ is outside [0, 1], or a subset names no layer.
+    """
+    hparams, mam = brain.hparams, brain.mam
+    assert mam is not None
+    folder = Path(hparams.output_folder)
+    grid = parse_grid(hparams.lam_grid)
+    num_layers = mam.plan.target_layers
+    wanted = [choice for choice in hparams.layer_choices if choice != "greedy"]
+    subsets = parse_subsets(wanted or ["all"], num_layers)
+    controls = [control for control in hparams.controls if control != "none"]
+    for control in controls:
+        one_of("controls", control, SWEEP_CONTROLS)
+    donors = [str(donor) for donor in hparams.donor_models]
+
+    batches = brain.batches(datasets["valid"])
+    sweep = Sweep(
+        mam,
+        lambda around: brain.score(batches, around),
+        folder / "sweep",
+        data_id=(Path(hparams.save_folder) / "valid.csv").read_text(encoding="utf-8"),
+        cache_mb=hparams.cache_mb,
+        cache_folder=Path(hparams.cache_folder) if hparams.cache_folder else None,
+        progress=not brain.noprogressbar,
+    )
+    untouched, *points = sweep.run([Point(1.0, (), donors[0]), *points_of(grid, subsets, donors)])
+    mam.change(lam=1.0, layers="all", donor=sweep.donor(donors[0]))
+    found = probe(mam.target, mam.plan, mam.source, brain.losses(batches))
+    _write(folder / "probe.json", found.as_dict())
+    if "greedy" in hparams.layer_choices:
+        first = choose(points).point
+        tried, _ = greedy(sweep, found.ranking(), first.lam, first.donor)
+        points += tried
+    best = choose(points).point
+    for control in controls:
+        sweep.title = f"control {control}"
+        points += sweep.run(points_of(grid, {best.subset: best.layers}, [best.donor], control))
+    chosen = choose([untouched, *(s for s in points if s.point.control == "none")]).point
+    _write(folder / "sweep.json", _as_json(sweep, [untouched, *points], best, chosen))
+    _tell(sweep, untouched, points, best, chosen, found)
+
+    results = {}
+    for control in (*controls, "none"):
+        sweep.apply(Point(best.lam, best.layers, best.donor, control))
+        name = method if control == "none" else f"{method} control {control}"
+        results[name] = brain.test(datasets["test"], name)
+    brain.write_plan()
+    return {method: results.pop(method), **results}
+
+
+def _as_json(sweep: Sweep, points: Iterable[Scored], best: Point, chosen: Point) -> dict[str, Any]:
+    return {
+        "split": "valid",
+        "ids": sweep.ids,
+        "words": sweep.units,
+        "points": [
+            {**asdict(s.point), "WER": error_rate(s, sweep.units), "errors": s.errors}
+            for s in points
+        ],
+        "chosen": asdict(best),
+        "untouched_was_better": chosen.lam == 1,
+    }
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    if if_main_process():
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        write_beside(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _tell(
+    sweep: Sweep,
+    untouched: Scored,
+    points: list[Scored],
+    best: Point,
+    chosen: Point,
+    found: Probe,
+) -> None:
+    """The search in a few lines of the log."""
+    if not if_main_process():
+        return
+    lines = ["", f"First-order probe on the validation set ({len(sweep.ids)} utterances):"]
+    lines += [f"  {line}" for line in str(found).splitlines()]
+    lines.append(f"Validation WER: untouched {error_rate(untouched, sweep.units):.2f}")
+    for scored in sorted(points, key=lambda s: sum(s.errors)):
+        p = scored.point
+        if p.control == "none":
+            name = f"λ {p.lam:g}, layers {p.subset} ({', '.join(map(str, p.layers))})"
+            lines.append(f"  {error_rate(scored, sweep.units):6.2f}  {name}, {p.donor}")
+    lines.append(f"Tested: λ {best.lam:g} in layers {', '.join(map(str, best.layers))}")
+    if chosen.lam == 1:
+        lines.append("  No merge was better than the untouched model on validation data.")
+    logger.info("\n".join(lines))
