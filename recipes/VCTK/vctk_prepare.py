@@ -87,6 +87,10 @@ def prepare_vctk(
         speakers = sorted({utterance.speaker for utterance in part})
         few = len(speakers) <= MOST_HELD_OUT
         logger.info("speakers of %s: %s", name, ", ".join(speakers) if few else len(speakers))
+    trained = {utterance.text.casefold() for utterance in parts["train"]}
+    if known := sum(utterance.text.casefold() in trained for utterance in parts["test"]):
+        what = "test utterances with a sentence that is in the training set too"
+        logger.warning("%s: %d of %d", what, known, len(parts["test"]))
     content = "\n".join(f"{u.id}|{u.wav}|{u.text}" for u in utterances)
     digest = hashlib.sha256(content.encode()).hexdigest()
     write_manifests(parts, data_folder, save_folder, alphabet, f"{split}-{mic}-{digest[:16]}")
@@ -127,8 +131,8 @@ def read_utterances(data_folder: Path, mic: str = "mic2") -> list[Utterance]:
             file = takes[mic] if mic in takes else takes[min(takes)]
             wav = file.relative_to(data_folder).as_posix()
             utterances.append(Utterance(name, wav, _read(written[name], name), speaker))
-    _warn(silent, "have text but no recording: left out")
-    _warn(unwritten, "have a recording but no text: left out")
+    _warn(silent, "with text but no recording, left out")
+    _warn(unwritten, "with a recording but no text, left out")
     if not utterances:
         raise MAMError(
             f"'{data_folder}': no recording has its text; expected "
@@ -137,7 +141,7 @@ def read_utterances(data_folder: Path, mic: str = "mic2") -> list[Utterance]:
     if len(other_mic) == len(utterances):
         logger.info("no utterance has a recording by %s: the other microphone's are used", mic)
     else:
-        _warn(other_mic, f"have no recording by {mic}: the other microphone's are used")
+        _warn(other_mic, f"without a recording by {mic}, the other microphone's is used")
     if doubled := len(utterances) - len({utterance.id for utterance in utterances}):
         raise MAMError(f"'{data_folder}': {doubled} utterance names stand there for two speakers")
     return utterances
@@ -256,7 +260,7 @@ def _read(file: Path, name: str) -> str:
 def _warn(names: Sequence[str], what: str) -> None:
     if names:
         shown = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
-        logger.warning("%d utterances %s (%s)", len(names), what, shown)
+        logger.warning("utterances %s: %d (%s)", what, len(names), shown)
 
 
 def _warn_of_speakers(
