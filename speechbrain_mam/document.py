@@ -9,17 +9,20 @@ from html import escape
 
 CSS = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, CanvasText 22%, transparent); }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 72rem; margin: 0 auto;
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 84rem; margin: 0 auto;
        padding: 1rem 1.2rem 4rem; background: Canvas; color: CanvasText; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
-p { max-width: 48rem; margin: .6rem 0; }
+p, li { max-width: 48rem; }
+p { margin: .6rem 0; }
+ul { margin: .3rem 0 1rem; padding-left: 1.3rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; }
-caption { text-align: left; opacity: .75; font-size: .9rem; padding-bottom: .3rem; }
+table { border-collapse: collapse; font-size: .94rem;
+        font-variant-numeric: tabular-nums; margin: .8rem 0; }
 th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line);
          text-align: left; vertical-align: top; }
-th { font-weight: 600; font-size: .9rem; }
+th { font-weight: 600; vertical-align: bottom; }
+td:not(.number) { min-width: 7rem; }
 .number { text-align: right; white-space: nowrap; }
 figure { margin: 1rem 0; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
@@ -28,7 +31,8 @@ footer { margin-top: 3rem; opacity: .7; font-size: .9rem; }
   thead { position: absolute; left: -999rem; }
   table, tbody, tr, td { display: block; }
   tr { border-bottom: 1px solid var(--line); padding: .6rem 0; }
-  td { border: 0; padding: .1rem 0; display: flex; justify-content: space-between; gap: 1rem; }
+  td { border: 0; padding: .1rem 0; display: flex; justify-content: space-between; gap: 1rem;
+       text-align: right; }
   td::before { content: attr(data-label); opacity: .7; flex: none; max-width: 45%; }
   td:first-child { font-weight: 600; }
   td:empty { display: none; }
@@ -53,6 +57,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Items:
+    """A list."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of strings; columns in ``numeric`` are set flush right."""
 
@@ -70,7 +81,7 @@ class Picture:
     alt: str
 
 
-Block = Heading | Text | Table | Picture
+Block = Heading | Text | Items | Table | Picture
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -92,6 +103,8 @@ def to_markdown(title: str, blocks: Sequence[Block]) -> str:
             parts.append(f"## {block.text}")
         elif isinstance(block, Text):
             parts.append(f"**{block.text}**" if block.bold else block.text)
+        elif isinstance(block, Items):
+            parts.append("\n".join(f"- {item}" for item in block.items))
         elif isinstance(block, Picture):
             parts.append(f"![{block.alt}]({block.name})")
         else:
@@ -144,6 +157,8 @@ def _block_to_html(block: Block) -> str:
     if isinstance(block, Text):
         text = escape(block.text)
         return f"<p><strong>{text}</strong></p>" if block.bold else f"<p>{text}</p>"
+    if isinstance(block, Items):
+        return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in block.items)}</ul>"
     if isinstance(block, Picture):
         data = base64.b64encode(block.png).decode("ascii")
         return (

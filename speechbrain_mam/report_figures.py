@@ -36,7 +36,7 @@ def plot_differences(rows: Sequence[Row]) -> bytes:
     rows : sequence of Row
         All of them, in the order of the tables.
     """
-    figure, (axes,) = _figure(8.6, 1.1 + 0.42 * len(rows), 1)
+    figure, (axes,) = _figure(8.6, 1.2 + 0.36 * len(rows), 1)
     for y, row in enumerate(rows):
         words = row.words
         colour = COLOURS.get(row.verdict.split(" (")[0].split(",")[0], GREY)
@@ -48,9 +48,10 @@ def plot_differences(rows: Sequence[Row]) -> bytes:
     labels = [f"{row.system.name}  −  {row.against.name}" for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(
-        "difference of WER, percentage points (left of 0: fewer errors)\n"
-        "bar: 95 % over utterances; dotted: 95 % over seeds; grey: within chance"
+    figure.supxlabel(
+        "difference of WER, percentage points; left of 0: fewer errors\n"
+        "bar: 95 % over utterances; dotted: 95 % over seeds; grey: within chance",
+        fontsize=9,
     )
     axes.grid(axis="x", alpha=0.3)
     return _png(figure)
@@ -103,11 +104,26 @@ def plot_sweep(sweep: Sweep, title: str) -> bytes:
         axes.set_xlabel("λ, the target's share (1 = untouched)")
         axes.set_ylabel(f"WER %, {sweep.split}")
         axes.grid(alpha=0.3)
+    _cut_far_controls(grid, merged, untouched)
     figure.suptitle(title, fontsize=11)
     figure.legend(
         labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, fontsize=8.5
     )
     return _png(figure)
+
+
+def _cut_far_controls(grid: list[Axes], points: list[Point], untouched: Point | None) -> None:
+    """A control that breaks the model would flatten the line that matters."""
+    ours = [p for p in points if p.control == NO_CONTROL] + ([untouched] if untouched else [])
+    if not ours:
+        return
+    bounds = np.array([rate_interval(p.counts) for p in ours])
+    top = bounds[:, 0].min() + 2.5 * np.ptp(bounds)
+    far = max(error_rate(p.counts) for p in points)
+    if far > top:
+        for axes in grid:
+            axes.set_ylim(bounds[:, 0].min() - 0.1 * np.ptp(bounds), top)
+            axes.set_ylabel(f"{axes.get_ylabel()} (cut; highest {far:.1f})")
 
 
 def _belongs(point: Point, donors: set[str | None], donor: str | None, subset: str) -> bool:
@@ -183,7 +199,7 @@ def plot_probe(probe: Mapping[str, Any]) -> bytes:
             alpha=0.8, error_kw={"lw": 1, "capsize": 2},
         )  # fmt: skip
         axes.set_yticks(range(len(rows)), labels, fontsize=8)
-        axes.set_ylim(max(len(rows), 5) - 0.4, -0.6)
+        axes.set_ylim(max(longest, 5) - 0.4, -0.6)
         axes.axvline(0, color="black", lw=0.8)
         cut = len(probe[kind]) - len(rows)
         axes.set_title(kind + (f" (the best {len(rows)} of {cut + len(rows)})" if cut else ""),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from speechbrain_mam.comparisons import direction, pair_seeds, verdict
-from speechbrain_mam.document import Block, Heading, Table, Text
+from speechbrain_mam.document import Block, Heading, Items, Table, Text
 from speechbrain_mam.runs import FINETUNE, NO_CONTROL, RANDOM, UNTOUCHED, Point, Run, Sweep
 from speechbrain_mam.statistics import Comparison, Interval, error_rate, paired_bootstrap
 from speechbrain_mam.systems import Rate, Row, System, all_alike, find
@@ -62,7 +62,7 @@ def p_value(comparison: Comparison) -> str:
     """
     if comparison.p < 1 / comparison.n_resamples:
         return f"< {1 / comparison.n_resamples:.1g}"
-    return f"{comparison.p:.4f}" if comparison.p < 0.01 else f"{comparison.p:.2f}"
+    return f"{comparison.p:.4f}" if comparison.p < 0.01 else f"{comparison.p:.3f}"
 
 
 def summary(runs: Sequence[Run], systems: Sequence[System], rows: Sequence[Row]) -> list[Block]:
@@ -76,37 +76,41 @@ def summary(runs: Sequence[Run], systems: Sequence[System], rows: Sequence[Row])
     if (untouched := find(systems, UNTOUCHED)) is not None:
         rate = error_rate(next(iter(untouched.counts("words").values())))
         lines.append(f"The untouched model's WER is {rate:.2f} %.")
-    told = [row for row in rows if row.system.control == NO_CONTROL]
-    for title, kind in (
-        ("Gains beyond chance", "lower"),
-        ("Within chance, so neither a gain nor a loss", "within chance"),
-        ("Losses beyond chance", "higher"),
-        ("Identical, utterance by utterance", "identical"),
-    ):
-        found = [_phrase(row) for row in told if direction(row.words) == kind]
-        if found:
-            lines.append(f"{title}: {'; '.join(found)}.")
-    no_better = dict.fromkeys(row.system.name for row in told if NO_BETTER in row.verdict)
-    if no_better:
-        lines.append(
-            f"No better than the same merge with a random donor: {', '.join(no_better)}. Whatever "
-            "was gained there, these data do not show that it came from the donor."
-        )
     blocks: list[Block] = [Text(" ".join(lines))]
+    told = [row for row in rows if row.system.control == NO_CONTROL]
+    for title, kind in _KINDS.items():
+        found = [row for row in told if direction(row.words) == kind]
+        spoilt = [row for row in found if kind == "lower" and NO_BETTER in row.verdict]
+        sound = [row for row in found if row not in spoilt]
+        if sound:
+            blocks += [Text(f"{title}:"), Items([_phrase(row) for row in sound])]
+        if spoilt:
+            title = "Lower, but no better than the same merge with a random donor: these data do "
+            title += "not show that the gain came from the donor:"
+            blocks += [Text(title), Items([_phrase(row) for row in spoilt])]
     return blocks + [Text(warning, bold=True) for warning in _warnings(runs, systems, told)]
+
+
+_KINDS = {
+    "Gains beyond chance": "lower",
+    "Within chance, neither a gain nor a loss": "within chance",
+    "Losses beyond chance": "higher",
+    "Identical, utterance by utterance": "identical",
+}
 
 
 def _phrase(row: Row) -> str:
     words = row.words
     text = f"{row.system.name} against {row.against.name}"
     if words.identical:
-        return text
+        return text + (f": {row.verdict}" if row.verdict != "identical" else "")
     text += f" {percent_change(words)} WER ({signed(words.difference)} points, 95 % interval "
     text += f"{signed(words.interval.low)} to {signed(words.interval.high)}"
     if words.seeds is not None:
         text += f"; over {words.n_seeds} seeds {signed(words.seeds.low)} to "
         text += signed(words.seeds.high)
-    return f"{text})"
+    text += f"; p {p_value(words)}" if p_value(words).startswith("<") else f"; p = {p_value(words)}"
+    return f"{text})" if row.verdict == direction(words) else f"{text}): {row.verdict}"
 
 
 def _warnings(runs: Sequence[Run], systems: Sequence[System], told: Sequence[Row]) -> Iterable[str]:
@@ -167,23 +171,23 @@ def _rate(rate: Rate) -> list[str]:
 
 def comparison_table(rows: Sequence[Row]) -> Table:
     """Every system against one reference, with the verdict."""
-    header = [f"against {rows[0].against.name}", "pairs of seeds", *_COLUMNS]
-    header += ["CER", "CER points [95 %]", "verdict on WER"]
+    header = [f"against {rows[0].against.name}", "verdict on WER", "seeds", *_COLUMNS]
+    header += ["CER", "CER points [95 %]"]
     lines = []
     for row in rows:
         chars = [percent_change(row.chars), points(row.chars)]
         seeds = str(row.words.n_seeds)
-        lines.append([row.system.name, seeds, *_cells(row.words), *chars, row.verdict])
-    return Table(header, lines, frozenset(range(1, len(header) - 1)))
+        lines.append([row.system.name, row.verdict, seeds, *_cells(row.words), *chars])
+    return Table(header, lines, frozenset(range(2, len(header))))
 
 
 def controls_table(rows: Sequence[Row]) -> Table:
     """Every merge against each of its controls."""
-    header = ["merge", "against its control", *_COLUMNS, "verdict"]
+    header = ["merge", "against its control", "verdict", *_COLUMNS]
     lines = [
-        [row.system.name, row.against.control, *_cells(row.words), row.verdict] for row in rows
+        [row.system.name, row.against.control, row.verdict, *_cells(row.words)] for row in rows
     ]
-    return Table(header, lines, frozenset(range(2, len(header) - 1)))
+    return Table(header, lines, frozenset(range(3, len(header))))
 
 
 _COLUMNS = ("WER", "WER points [95 %]", "p", "WER, seeds' 95 %")

@@ -1,0 +1,133 @@
+"""Trainings as processes: side by side, logged, and never twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.plots import write_beside
+
+LOG_LINES_SHOWN = 20
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Arguments
+    ---------
+    label : str
+        The method and its own overrides, safe as a file name.
+    seed : int
+        Its seed.
+    folder : Path
+        Its output folder.
+    command : tuple of str
+        What is run.
+    asked : dict
+        What decides about the result; kept in ``SEED.json``.
+    """
+
+    label: str
+    seed: int
+    folder: Path
+    command: tuple[str, ...]
+    asked: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it wrote its results."""
+        return (self.folder / "results.json").is_file()
+
+    @property
+    def log(self) -> Path:
+        """What it printed, over all its starts."""
+        return self.folder.with_name(f"{self.seed}.log")
+
+    @property
+    def record(self) -> Path:
+        """What was asked of it."""
+        return self.folder.with_name(f"{self.seed}.json")
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int = 1, show_progress: bool = True) -> None:
+    """Run what is not finished; a failure stops the rest.
+
+    Arguments
+    ---------
+    jobs : sequence of Job
+        As :func:`plan_jobs` returns them.
+    at_once : int
+        How many side by side. With more than one, each gets its share of the processor cores,
+        unless ``OMP_NUM_THREADS`` says otherwise.
+    show_progress : bool
+        A bar on stderr with the time left.
+
+    Raises
+    ------
+    MAMError
+        If a run fails: its name and the end of its log.
+    """
+    waiting = deque(job for job in jobs if not job.finished)
+    environment = dict(os.environ)
+    if at_once > 1:
+        threads = max(1, (os.cpu_count() or 1) // at_once)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    running: list[tuple[Job, subprocess.Popen]] = []
+    bar = tqdm(
+        total=len(jobs), initial=len(jobs) - len(waiting), unit="run", disable=not show_progress
+    )
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.popleft()
+                running.append((job, _start(job, environment)))
+                bar.set_postfix_str(", ".join(f"{j.label} seed {j.seed}" for j, _ in running))
+            time.sleep(_POLL_S)
+            for job, process in list(running):
+                if process.poll() is None:
+                    continue
+                running.remove((job, process))
+                _check_end(job, process.returncode)
+                bar.update()
+            bar.refresh()
+    finally:
+        bar.close()
+        for _, process in running:
+            process.terminate()
+        for _, process in running:
+            process.wait()
+
+
+def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen:
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(job.asked, indent=1)
+    write_beside(job.record, lambda part: part.write_text(text, encoding="utf-8"))
+    with job.log.open("a", encoding="utf-8") as log:  # a resumed run's log goes on
+        log.write(f"$ {shlex.join(job.command)}\n")
+        log.flush()
+        return subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def _check_end(job: Job, exit_code: int) -> None:
+    if exit_code == 0 and job.finished:
+        return
+    what = f"exit code {exit_code}" if exit_code else "no results.json"
+    lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    end = "\n".join(lines[-LOG_LINES_SHOWN:])
+    raise MAMError(
+        f"the run '{job.label}' with seed {job.seed} failed ({what}); the same command goes on "
+        f"once that is put right. Its log '{job.log}' ends:\n{end}"
+    )

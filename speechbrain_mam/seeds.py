@@ -1,0 +1,185 @@
+"""Several trainings with several seeds, the same budget for all, and one report over them.
+
+> python -m speechbrain_mam.seeds recipes/LJSpeech/train.py hparams/finetune.yaml \\
+    hparams/mam_learnable.yaml "hparams/mam_learnable.yaml --control random" \\
+    --seeds 1 2 3 4 5 --out results/seeds -- --number_of_epochs 3
+
+Each quoted YAML may have overrides of its own; what follows ``--`` goes to every run. Runs lie in
+``OUT/LABEL/SEED``, their output in ``OUT/LABEL/SEED.log``, the report in ``OUT/report``. Finished
+runs are not repeated and interrupted ones go on, when the same command is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from speechbrain_mam.errors import MAMError, one_line_errors
+from speechbrain_mam.jobs import Job, run_jobs
+
+
+def label_of(yaml: Path, overrides: Sequence[str]) -> str:
+    """The YAML's method and the overrides as one name that is safe for files.
+
+    Example
+    -------
+    >>> label_of(Path("hparams/mam_learnable.yaml"), ["--control", "random", "--lam=0.9"])
+    'mam_learnable_control_random_lam-0.9'
+    """
+    method = None
+    if yaml.is_file():
+        method = re.search(r"^method:\s*(\w+)", yaml.read_text(encoding="utf-8"), flags=re.M)
+    parts = [method[1] if method else yaml.stem, *(word.lstrip("-") for word in overrides)]
+    label = "_".join(re.sub(r"[^\w.+-]+", "-", part).strip("-.") for part in parts)
+    if len(label) > 80:
+        label = f"{label[:70]}_{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    return label
+
+
+def plan_jobs(
+    script: Path,
+    specs: Iterable[str],
+    seeds: Sequence[int],
+    out: Path,
+    shared: Sequence[str] = (),
+    nproc_per_node: int = 0,
+) -> list[Job]:
+    """All trainings, seed by seed, so that an interrupted series still compares like with like.
+
+    Arguments
+    ---------
+    script : Path
+        A recipe's ``train.py``.
+    specs : iterable of str
+        YAML files, each with overrides of its own.
+    seeds : sequence of int
+        One training each.
+    out : Path
+        Above all output folders.
+    shared : sequence of str
+        Overrides for all.
+    nproc_per_node : int
+        Processes per training, started by ``torchrun``; 0 for none of it.
+
+    Raises
+    ------
+    MAMError
+        If a file does not exist, two YAMLs have one label, an override belongs to this command, or
+        a folder holds a run that something else was asked of.
+    """
+    if not script.is_file():
+        raise MAMError(f"'{script}': no such recipe")
+    if doubled := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise MAMError(f"--seeds: {', '.join(map(str, doubled))} is named more than once")
+    launcher = [sys.executable]
+    if nproc_per_node:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={nproc_per_node}"]
+        launcher += ["--standalone"]
+    kinds: dict[str, tuple[Path, list[str]]] = {}
+    for spec in specs:
+        yaml_name, *own = shlex.split(spec) or [""]
+        yaml = Path(yaml_name)
+        if not yaml.is_file():
+            raise MAMError(f"'{yaml_name}': no such YAML")
+        for word in (*own, *shared):
+            if word.split("=")[0] in ("--seed", "--output_folder"):
+                raise MAMError(f"'{word}' is set for each run; use --seeds and --out")
+        label = label_of(yaml, own)
+        if label in kinds:
+            raise MAMError(f"'{spec}' and another YAML are both '{label}': give each its own --out")
+        kinds[label] = yaml, own
+    jobs = []
+    for seed in seeds:
+        for label, (yaml, own) in kinds.items():
+            folder = out / label / str(seed)
+            where = ["--seed", str(seed), "--output_folder", str(folder)]
+            command = (*launcher, str(script), str(yaml), *where, *own, *shared)
+            asked = {
+                "script": str(script.resolve()),
+                "yaml": str(yaml.resolve()),
+                "YAML content (sha256)": hashlib.sha256(yaml.read_bytes()).hexdigest(),
+                "overrides": [*own, *shared],
+                "nproc_per_node": nproc_per_node,
+            }
+            jobs.append(Job(label, seed, folder, command, asked))
+    for job in jobs:
+        _check_record(job)
+    return jobs
+
+
+def _check_record(job: Job) -> None:
+    if not job.record.is_file():
+        if job.folder.is_dir() and any(job.folder.iterdir()):
+            raise MAMError(
+                f"'{job.folder}' holds a run that was not started here, so what it was asked is "
+                "not known; choose another --out"
+            )
+        return
+    try:
+        found = json.loads(job.record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MAMError(f"'{job.record}' is not readable JSON: {error}") from error
+    for key, value in job.asked.items():
+        if found.get(key) != value:
+            said = [" ".join(v) if isinstance(v, list) else str(v) for v in (found.get(key), value)]
+            raise MAMError(
+                f"'{job.folder}' holds a run with other {key}: '{said[0]}', now '{said[1]}'; "
+                "choose another --out, or remove the folder"
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line: run, then report.
+
+    Arguments
+    ---------
+    argv : sequence of str, optional
+        The arguments; those of the process by default.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    words, shared = words[:cut], words[cut + 1 :]
+    parser = argparse.ArgumentParser(
+        "python -m speechbrain_mam.seeds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("script", metavar="TRAIN_PY", type=Path, help="a recipe's train.py")
+    parser.add_argument("specs", metavar="YAML", nargs="+", help="a YAML, or 'YAML --key value'")
+    parser.add_argument("--seeds", type=int, nargs="+", required=True, metavar="N")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side")
+    parser.add_argument(
+        "--nproc_per_node", type=int, default=0, metavar="N", help="processes a run (torchrun)"
+    )
+    options = parser.parse_args(words)
+    with one_line_errors():
+        if options.jobs < 1:
+            raise MAMError(f"--jobs {options.jobs}: expected at least 1")
+        jobs = plan_jobs(
+            *(options.script, options.specs, options.seeds, options.out),
+            shared=shared,
+            nproc_per_node=options.nproc_per_node,
+        )
+        try:
+            run_jobs(jobs, options.jobs)
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted; the same command goes on from here\n")
+            raise SystemExit(130) from None
+        # Loaded late: wrong arguments should be answered at once.
+        from speechbrain_mam.report import write_report
+
+        out = options.out / "report"
+        report = write_report([job.folder for job in jobs], out, force=True)
+        sys.stdout.write(f"{report.table}\n\nwritten to '{out}'\n")
+
+
+if __name__ == "__main__":
+    main()
