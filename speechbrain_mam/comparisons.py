@@ -19,6 +19,8 @@ from speechbrain_mam.statistics import (
     pool,
 )
 
+NO_BETTER = "no better than the random donor"
+
 
 def compare(
     before: Mapping[int | None, ErrorCounts],
@@ -165,5 +167,5 @@ def verdict(
     if trained and comparison.n_seeds < 2 and found in ("lower", "higher"):
         text += " (one seed)" if comparison.n_seeds else " (no seed in common)"
     if control is not None and direction(control) != "lower":
-        text += (", but" if found == "lower" else ",") + " no better than the random donor"
+        text += (", but" if found == "lower" else ",") + f" {NO_BETTER}"
     return text

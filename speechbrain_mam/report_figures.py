@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from speechbrain_mam.comparisons import NO_BETTER, direction
 from speechbrain_mam.runs import NO_CONTROL, Point, Sweep
 from speechbrain_mam.statistics import error_rate, rate_interval
 from speechbrain_mam.systems import Row
@@ -24,6 +25,7 @@ CONTROL_STYLES = {
     "match_norm": ("#46b1c9", "P"),
 }
 """Colour and marker: told apart without colours too."""
+NO_GAIN = "#b8860b"
 COLOURS = {"lower": "#2a7f3b", "higher": "#b3261e"}
 HEADS_SHOWN = 24
 
@@ -36,10 +38,12 @@ def plot_differences(rows: Sequence[Row]) -> bytes:
     rows : sequence of Row
         All of them, in the order of the tables.
     """
-    figure, (axes,) = _figure(8.6, 1.2 + 0.36 * len(rows), 1)
+    figure, (axes,) = _figure(8.6, 1.35 + 0.36 * len(rows), 1)
     for y, row in enumerate(rows):
         words = row.words
-        colour = COLOURS.get(row.verdict.split(" (")[0].split(",")[0], GREY)
+        colour = COLOURS.get(direction(words), GREY)
+        if direction(words) == "lower" and row.verdict.endswith(NO_BETTER):
+            colour = NO_GAIN
         if words.seeds is not None:
             axes.plot(words.seeds, [y + 0.18] * 2, color=colour, lw=1.2, ls=":")
         axes.plot(words.interval, [y, y], color=colour, lw=2.4, solid_capstyle="butt")
@@ -50,7 +54,8 @@ def plot_differences(rows: Sequence[Row]) -> bytes:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     figure.supxlabel(
         "difference of WER, percentage points; left of 0: fewer errors\n"
-        "bar: 95 % over utterances; dotted: 95 % over seeds; grey: within chance",
+        "bar: 95 % over utterances; dotted: 95 % over seeds\n"
+        "green: lower; red: higher; grey: within chance; ochre: no better than the random donor",
         fontsize=9,
     )
     axes.grid(axis="x", alpha=0.3)

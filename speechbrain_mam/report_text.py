@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from speechbrain_mam.comparisons import direction, pair_seeds, verdict
+from speechbrain_mam.comparisons import NO_BETTER, direction, pair_seeds, verdict
 from speechbrain_mam.document import Block, Heading, Items, Table, Text
 from speechbrain_mam.runs import FINETUNE, NO_CONTROL, RANDOM, UNTOUCHED, Point, Run, Sweep
 from speechbrain_mam.statistics import Comparison, Interval, error_rate, paired_bootstrap
 from speechbrain_mam.systems import Rate, Row, System, all_alike, find
 
 UTTERANCES_SHOWN = 5
-NO_BETTER = "no better than the random donor"
 
 
 def signed(value: float, digits: int = 2) -> str:

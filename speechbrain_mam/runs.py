@@ -135,7 +135,7 @@ def read_run(folder: Path) -> Run:
     Raises
     ------
     MAMError
-        Names the folder or file, and the key.
+        Names the folder or file, and the field.
     """
     file = folder / "results.json"
     if not file.is_file():
@@ -144,12 +144,12 @@ def read_run(folder: Path) -> Run:
     method, seed = _get(content, "method", str, file), _get(content, "seed", int, file)
     results = _get(content, "results", dict, file)
     if not results:
-        raise MAMError(f"'{file}': key 'results' is empty: the run is not finished")
+        raise MAMError(f"'{file}': field 'results' is empty: the run is not finished")
     evaluations = {}
     for name, metrics in results.items():
         if name not in (UNTOUCHED, method) and not name.startswith(f"{method} control "):
             raise MAMError(
-                f"'{file}': key 'results': '{name}' is neither '{UNTOUCHED}' nor '{method}' nor "
+                f"'{file}': field 'results': '{name}' is neither '{UNTOUCHED}' nor '{method}' nor "
                 f"'{method} control …'"
             )
         evaluations[name] = _read_evaluation(folder, name, metrics, file)
@@ -173,7 +173,7 @@ def _read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Ev
         raise MAMError(f"'{file}': no such file, but '{results}' has a test '{name}'")
     utterances = _get(_load(file), "utterances", dict, file)
     if not utterances:
-        raise MAMError(f"'{file}': key 'utterances' is empty")
+        raise MAMError(f"'{file}': field 'utterances' is empty")
     ids = tuple(sorted(utterances))
 
     def column(key: str, kind: type) -> list[Any]:
@@ -234,7 +234,7 @@ def _read_sweep(file: Path) -> Sweep | None:
             )
         )
     if not points:
-        raise MAMError(f"'{file}': key 'points' is empty")
+        raise MAMError(f"'{file}': field 'points' is empty")
     return Sweep(
         tuple(points), _get(content, "chosen", dict, file), _get(content, "split", str, file)
     )
@@ -247,9 +247,9 @@ def _read_probe(file: Path) -> dict[str, Any] | None:
     for kind in ("layers", "projections", "heads"):
         for row in _get(content, kind, list, file):
             for key in ("layer", "score", "stderr"):
-                _get(row, key, (int, float), f"{file}', key '{kind}")
+                _get(row, key, (int, float), f"{file}', field '{kind}")
             if kind != "layers":
-                _get(row, kind[:-1], (str, int), f"{file}', key '{kind}")
+                _get(row, kind[:-1], (str, int), f"{file}', field '{kind}")
     return content
 
 
@@ -284,11 +284,11 @@ def _number(value: Any, key: str, file: Path) -> float:
 
 def _get(content: Any, key: str, kind: Any, where: Path | str, optional: bool = False) -> Any:
     if not isinstance(content, dict) or key not in content:
-        raise MAMError(f"'{where}': key '{key}' is missing")
+        raise MAMError(f"'{where}': field '{key}' is missing")
     value = content[key]
     if optional and value is None:
         return None
     if not isinstance(value, kind) or isinstance(value, bool):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise MAMError(f"'{where}': key '{key}' is {value!r}, expected {names}")
+        raise MAMError(f"'{where}': field '{key}' is {value!r}, expected {names}")
     return value
