@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from speechbrain_mam.comparisons import NO_BETTER, direction
-from speechbrain_mam.runs import NO_CONTROL, Point, Sweep
+from speechbrain_mam.search_results import NO_CONTROL, Point, Sweep
 from speechbrain_mam.statistics import error_rate, rate_interval
 from speechbrain_mam.systems import Row
 
@@ -79,8 +79,13 @@ def plot_sweep(sweep: Sweep, title: str) -> bytes:
     untouched = next((p for p in sweep.points if p.untouched), None)
     donors = {p.donor for p in merged if p.control == NO_CONTROL}
     panels = list(dict.fromkeys((p.donor, p.subset) for p in merged if p.control == NO_CONTROL))
+    if (
+        len(panels) > 1
+    ):  # one λ is no line; a greedy search leaves many such, and the table has them
+        size = {x: len({p.lam for p in merged if _belongs(p, donors, *x)}) for x in panels}
+        panels = [x for x in panels if size[x] > 1 or x[1] == sweep.chosen.get("subset")]
     for point in merged:  # a control of a subset that was not swept itself
-        if not any(_belongs(point, donors, *panel) for panel in panels):
+        if point.control != NO_CONTROL and not any(_belongs(point, donors, *x) for x in panels):
             panels.append((point.donor, point.subset))
     if not panels:
         panels = [(None, "all")]

@@ -31,6 +31,9 @@ def sweeps_section(runs: Sequence[Run], n_resamples: int) -> list[Block]:
             ),
             sweep_table(sweep, n_resamples),
         ]
+        if sweep.untouched_was_better:
+            text = f"No merge was better than the untouched model on the {sweep.split} set; the "
+            blocks.append(Text(f"{text}best merge was tested all the same.", bold=True))
     return blocks
 
 

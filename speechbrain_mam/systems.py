@@ -9,7 +9,8 @@ import numpy as np
 
 from speechbrain_mam.comparisons import compare, mean_and_sd, verdict
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.runs import FINETUNE, NO_CONTROL, RANDOM, UNTOUCHED, ZEROSHOT, Evaluation, Run
+from speechbrain_mam.runs import FINETUNE, RANDOM, UNTOUCHED, ZEROSHOT, Evaluation, Run
+from speechbrain_mam.search_results import NO_CONTROL
 from speechbrain_mam.statistics import (
     N_RESAMPLES,
     Comparison,

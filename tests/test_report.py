@@ -270,6 +270,28 @@ def test_a_sweep_with_gaps_is_still_drawn(tmp_path):
     assert "No run tested the untouched model" in said(make_report([tmp_path / "run"], FAST))
 
 
+def test_sets_of_layers_that_a_greedy_search_tried_are_kept_apart(tmp_path):
+    write_run(tmp_path / "run", {"mam_zeroshot": TestSet().utterances(0.5, 0)}, "mam_zeroshot")
+    write_sweep(tmp_path / "run", TestSet(20), ("all", "greedy"))
+
+    def edit(content):
+        tried = [p for p in content["points"] if p["subset"] == "greedy"]
+        for i, point in enumerate(tried):
+            point.update(lam=0.9, layers=[i])
+        content["chosen"].update(subset="greedy", lam=0.9, layers=[2])
+        content["untouched_was_better"] = True
+
+    change(tmp_path / "run", "sweep.json", edit)
+    sweep = read_run(tmp_path / "run").sweep
+    subsets = {point.subset for point in sweep.points}
+    assert subsets == {"all", *(f"greedy ({i})" for i in range(4))}
+    assert sweep.chosen["subset"] == "greedy (2)"
+    report = make_report([tmp_path / "run"], FAST)
+    table = next(b for b in report.blocks if getattr(b, "header", [""])[0] == "merge or control")
+    assert [line[2] for line in table.rows if line[0] == "MAM"] == sorted(subsets)
+    assert "No merge was better than the untouched model on the valid set" in said(report)
+
+
 def break_json(folder):
     (folder / "results.json").write_text('{"method": ')
 

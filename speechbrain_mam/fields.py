@@ -1,0 +1,64 @@
+"""Fields of JSON files, with errors that name the file and the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from speechbrain_mam.errors import MAMError
+
+
+def load(file: Path) -> dict[str, Any]:
+    """A JSON object out of a file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MAMError(f"'{file}' is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise MAMError(f"'{file}': expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def number(value: Any, key: str, file: Path) -> float:
+    """A value that must be a number."""
+    return float(get({key: value}, key, (int, float), file))
+
+
+def get(content: Any, key: str, kind: Any, where: Path | str, optional: bool = False) -> Any:
+    """A field that must be there and of a kind.
+
+    Arguments
+    ---------
+    content : mapping
+        Where to look.
+    key : str
+        The field.
+    kind : type or tuple of type
+        What it must be. A bool is no int here.
+    where : Path or str
+        For the message.
+    optional : bool
+        Whether it may be ``None``.
+
+    Raises
+    ------
+    MAMError
+        Names the file and the field.
+
+    Example
+    -------
+    >>> get({"seed": "1"}, "seed", int, "run/results.json")
+    Traceback (most recent call last):
+    ...
+    speechbrain_mam.errors.MAMError: 'run/results.json': field 'seed' is '1', expected int
+    """
+    if not isinstance(content, dict) or key not in content:
+        raise MAMError(f"'{where}': field '{key}' is missing")
+    value = content[key]
+    if optional and value is None:
+        return None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise MAMError(f"'{where}': field '{key}' is {value!r}, expected {names}")
+    return value
