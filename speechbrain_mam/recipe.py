@@ -174,37 +174,3 @@ def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
         lines.append(f"What was merged: {folder / 'merge_plan.txt'}")
     lines.append(f"Everything else: {folder}")
     logger.info("\n".join(lines))
-
-
-def results_table(folders: Iterable[Path]) -> str:
-    """Finished runs side by side, as Markdown: WER, CER, change against the untouched model.
-
-    Arguments
-    ---------
-    folders : iterable of Path
-        Output folders that hold a ``results.json``.
-    """
-    lines = ["| run | WER % | CER % | WER against untouched |", "| --- | ---: | ---: | ---: |"]
-    untouched: set[float] = set()
-    for folder in folders:
-        file = Path(folder) / "results.json"
-        if not file.is_file():
-            raise MAMError(f"'{file}': no such file; the run is not finished")
-        results = json.loads(file.read_text(encoding="utf-8"))["results"]
-        for name, metrics in results.items():
-            wer, before = metrics["WER"], results.get("untouched", {}).get("WER")
-            if name == "untouched" and wer in untouched:
-                continue
-            change = (
-                "" if name == "untouched" or not before else f"{100 * (wer / before - 1):+.1f} %"
-            )
-            lines.append(f"| {name} | {wer:.2f} | {metrics['CER']:.2f} | {change} |")
-            if name == "untouched":
-                untouched.add(wer)
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    import sys
-
-    print(results_table(Path(folder) for folder in sys.argv[1:]))

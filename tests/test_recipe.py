@@ -17,7 +17,7 @@ from conftest import REPO, save_bert, save_corpus
 
 from speechbrain_mam import MAMError
 from speechbrain_mam.asr import KEYS
-from speechbrain_mam.recipe import load_recipe, results_table
+from speechbrain_mam.recipe import load_recipe
 
 TRAIN = str(REPO / "recipes" / "LJSpeech" / "train.py")
 TINY = {
@@ -232,20 +232,6 @@ def test_the_large_yamls_name_the_papers_models_and_load(kind, parts, tmp_path):
     small = (REPO / "hparams" / f"{kind}.yaml").read_text(encoding="utf-8")
     keys = re.compile(r"^(\w+):", flags=re.M)
     assert keys.findall(text) == keys.findall(small)
-
-
-def test_the_results_table(tmp_path):
-    for name, wer in (("a", 30.0), ("b", 20.0)):
-        (tmp_path / name).mkdir()
-        results = {"untouched": {"WER": 40.0, "CER": 9.0}, name: {"WER": wer, "CER": 8.0}}
-        (tmp_path / name / "results.json").write_text(json.dumps({"results": results}))
-    assert results_table([tmp_path / "a", tmp_path / "b"]).splitlines()[2:] == [
-        "| untouched | 40.00 | 9.00 |  |",
-        "| a | 30.00 | 8.00 | -25.0 % |",
-        "| b | 20.00 | 8.00 | -50.0 % |",
-    ]
-    with pytest.raises(MAMError, match="the run is not finished"):
-        results_table([tmp_path])
 
 
 @pytest.mark.real
