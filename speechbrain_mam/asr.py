@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,10 @@ class ASR(MAMBrain):
         )
 
     def batches(self, dataset) -> list[PaddedBatch]:
-        """A set as the fixed batches of a test, loaded once."""
+        """A set as the fixed batches of a test, loaded once; under ``--debug`` the first few."""
         kwargs = dict(self.hparams.test_dataloader_opts)
-        return list(self.make_dataloader(dataset, sb.Stage.TEST, **kwargs))
+        loader = self.make_dataloader(dataset, sb.Stage.TEST, **kwargs)
+        return list(islice(loader, self.debug_batches if self.debug else None))
 
     def score(
         self, batches: Iterable[PaddedBatch], around: Around = lambda _: nullcontext()

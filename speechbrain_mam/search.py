@@ -263,8 +263,8 @@ class Sweep:
                     f"'{self.folder}' holds the sweep of another {', '.join(changed)}; remove it, "
                     "or choose another output_folder"
                 )
-        elif self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.rank == 0:
             text = json.dumps(identity, indent=2)
             write_beside(file, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -320,7 +320,8 @@ def greedy(
         The layers that were kept.
     """
     tried: list[Scored] = sweep.run([Point(1.0, (), donor)])
-    best, kept = sum(tried[0].errors), ()
+    best = sum(tried[0].errors)
+    kept: tuple[int, ...] = ()
     for layer in ranking:
         subset = tuple(sorted((*kept, layer)))
         (scored,) = sweep.run([Point(lam, subset, donor, subset="greedy")])

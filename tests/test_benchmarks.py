@@ -42,3 +42,15 @@ def test_train_step_refuses_one_round():
     done = run("--steps", "1")
     assert done.returncode == 2
     assert "at least 2" in done.stderr
+
+
+def test_sweep_tiny():
+    script = SCRIPT.with_name("sweep.py")
+    done = subprocess.run(
+        [sys.executable, str(script), "--shape", "tiny"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("bit-identical") == 2

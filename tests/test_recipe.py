@@ -112,13 +112,46 @@ def test_finetune_and_zeroshot(parts, tmp_path):
         "finetune",
     }
     out = tmp_path / "zeroshot"
-    run(command("mam_zeroshot", parts, out, lam="0.5"))
+    run(command("mam_zeroshot", parts, out, search="False", lam="0.5"))
     results = json.loads((out / "results.json").read_text())["results"]
     assert results["mam_zeroshot"]["loss"] != results["untouched"]["loss"]
     out = tmp_path / "identity"
-    run(command("mam_zeroshot", parts, out, lam="1"))
+    run(command("mam_zeroshot", parts, out, search="False", lam="1"))
     results = json.loads((out / "results.json").read_text())["results"]
     assert results["mam_zeroshot"] == results["untouched"]
+
+
+def test_zeroshot_search(parts, tmp_path):
+    """On two ranks and in one process: the same choice, the same figures."""
+    options = {
+        "lam_grid": "[0.2, 0.8]",
+        "layer_choices": "[all, 'last:1', greedy]",
+        "controls": "[random, match_norm, no_donor]",
+    }
+    out, two = tmp_path / "search", tmp_path / "two"
+    done = run(command("mam_zeroshot", parts, out, **options))
+    content = json.loads((out / "results.json").read_text())
+    controls = [f"mam_zeroshot control {c}" for c in ("random", "match_norm", "no_donor")]
+    assert list(content["results"]) == ["untouched", "mam_zeroshot", *controls]
+    assert content["control"] == "none" and content["seed"] == 1986
+    for name in content["results"]:
+        assert (out / f"utterances_{name.replace(' ', '_')}.json").is_file()
+    sweep = json.loads((out / "sweep.json").read_text())
+    assert sum(p["control"] == "none" for p in sweep["points"]) == 1 + 4 + 3
+    assert sum(p["control"] == "random" for p in sweep["points"]) == 2
+    assert all(len(p["errors"]) == len(sweep["ids"]) == 4 for p in sweep["points"])
+    merged = [p for p in sweep["points"] if p["control"] == "none" and p["lam"] != 1]
+    best = min(merged, key=lambda p: p["WER"])
+    assert sweep["chosen"]["lam"] in (p["lam"] for p in merged if p["WER"] == best["WER"])
+    assert f"{sweep['chosen']['lam']:g} " in (out / "merge_plan.txt").read_text("utf-8")
+    probe = json.loads((out / "probe.json").read_text())
+    assert len(probe["layers"]) == 3 and len(probe["heads"]) == 6
+    assert "First-order probe" in done.stdout and "Tested: λ" in done.stdout
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    ddp = ("--distributed_backend", "gloo")
+    run(command("mam_zeroshot", parts, two, *ddp, **options), torchrun)
+    for file in ("sweep.json", "probe.json", "utterances_mam_zeroshot.json"):
+        assert (two / file).read_text() == (out / file).read_text(), file
 
 
 def test_two_ranks_equal_one_process(parts, tmp_path):
