@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plots import write_beside
 
 LOG_LINES_SHOWN = 20
-_POLL_S = 0.2
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1, show_progress: bool = True) 
                 running.remove((job, process))
                 _check_end(job, process.returncode)
                 bar.update()
-            bar.refresh()
+            if sys.stderr.isatty():  # in a file each refresh would be one more line
+                bar.refresh()
     finally:
         bar.close()
         for _, process in running:
