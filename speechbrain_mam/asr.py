@@ -22,6 +22,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_mam.brain import MAMBrain
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.plots import write_beside
 from speechbrain_mam.search import Around
 
@@ -231,14 +232,18 @@ def load_audio(file: str, sample_rate_hz: int) -> torch.Tensor:
     return signal if rate_hz == sample_rate_hz else _resampler(rate_hz, sample_rate_hz)(signal)
 
 
-def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:
-    """The train, valid and test sets of the manifests in ``save_folder``.
+def speech_dataset(manifest: Path, data_root: str, encoder: HubertCTC) -> DynamicItemDataset:
+    """The utterances of a manifest with ``id``, ``sig``, ``wrd`` and ``tokens``.
 
-    Training data are sorted, shuffled or batched by duration, as ``sorting`` and
-    ``dynamic_batching`` say; validation and test are sorted ascending, so that the composition of
-    test batches is fixed.
+    Arguments
+    ---------
+    manifest : Path
+        SpeechBrain's CSV with the columns ``ID, duration, wav, wrd``.
+    data_root : str
+        What ``$data_root`` in it stands for.
+    encoder : HubertCTC
+        Its sample rate and alphabet are what audio and text are brought to.
     """
-    encoder = hparams["encoder"]
 
     @sb.utils.data_pipeline.takes("wav")
     @sb.utils.data_pipeline.provides("sig")
@@ -251,14 +256,26 @@ def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:
         yield wrd
         yield torch.LongTensor(encoder.alphabet.encode(wrd))
 
-    sets = {}
-    for split in ("train", "valid", "test"):
-        sets[split] = DynamicItemDataset.from_csv(
-            csv_path=str(Path(hparams["save_folder"]) / f"{split}.csv"),
-            replacements={"data_root": str(hparams["data_folder"])},
-            dynamic_items=[audio_pipeline, text_pipeline],
-            output_keys=["id", "sig", "wrd", "tokens"],
-        )
+    return DynamicItemDataset.from_csv(
+        csv_path=str(manifest),
+        replacements={"data_root": data_root},
+        dynamic_items=[audio_pipeline, text_pipeline],
+        output_keys=["id", "sig", "wrd", "tokens"],
+    )
+
+
+def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:
+    """The train, valid and test sets of the manifests in ``save_folder``.
+
+    Training data are sorted, shuffled or batched by duration, as ``sorting`` and
+    ``dynamic_batching`` say; validation and test are sorted ascending, so that the composition of
+    test batches is fixed.
+    """
+    save_folder, data_root = Path(hparams["save_folder"]), str(hparams["data_folder"])
+    sets = {
+        split: speech_dataset(save_folder / f"{split}.csv", data_root, hparams["encoder"])
+        for split in ("train", "valid", "test")
+    }
     sorting = hparams["sorting"]
     if sorting not in ("ascending", "descending", "random"):
         raise MAMError(f"key 'sorting': {sorting!r} is not one of ascending, descending, random")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
 import sys
@@ -52,6 +53,17 @@ examples:
       --lam 0.95 --out hubert-large-mam
   speechbrain-mam merge my/hubert my/bert --lam 0.9 --layers last:4 --projections qk --out merged
   speechbrain-mam merge my/hubert my/bert --lam 0.8,0.9,0.95 --layers 0-2 --out merged --force
+"""
+
+PROBE_HELP = "rank TARGET's layers and heads by what a small step towards DONOR does to its loss"
+PROBE_EXAMPLES = """\
+TARGET is a CTC recogniser. The loss is measured on a manifest, SpeechBrain's CSV with the columns
+ID, duration, wav and wrd: a recipe leaves valid.csv in the save folder of its output. Nothing is
+changed. With --out, the scores go into DIR/probe.json and their picture into DIR/probe.png.
+
+examples:
+  speechbrain-mam probe speechbrain_mam/hubert-mini sentence-transformers/all-MiniLM-L6-v2 \\
+      --manifest results/LJSpeech/mam_zeroshot/1986/save/valid.csv --out probe
 """
 
 REPORT_HELP = "compare finished runs of a recipe: tables, pictures, and which gains are chance"
@@ -151,6 +163,32 @@ def merge_command(options: argparse.Namespace) -> None:
     )
 
 
+def probe_command(options: argparse.Namespace) -> None:
+    """``speechbrain-mam probe``: print the ranking, draw it."""
+    from speechbrain_mam.asr_probe import probe_manifest
+
+    keys = ("layers", "projections", "layer_map", "bias", "donor_scale")
+    found = probe_manifest(
+        options.target,
+        options.donor,
+        Path(options.manifest),
+        Path(options.data_folder) if options.data_folder else None,
+        options.batch_size,
+        progress=sys.stderr.isatty(),
+        **{key: getattr(options, key) for key in keys},
+    )
+    content = json.dumps(found.as_dict(), indent=2)
+    if options.out:
+        from speechbrain_mam.report_figures import plot_probe
+
+        out = Path(options.out)
+        check_output(out, options.force)
+        with new_folder(out, options.force) as folder:
+            (folder / "probe.json").write_text(content, encoding="utf-8")
+            (folder / "probe.png").write_bytes(plot_probe(found.as_dict()))
+    sys.stdout.write(f"{content if options.json else found}\n")
+
+
 def report_command(options: argparse.Namespace) -> None:
     """``speechbrain-mam report``: write the report, print its tables."""
     # SciPy and matplotlib take seconds to load, and the other commands need neither.
@@ -180,6 +218,18 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--force", action="store_true", help="replace DIR where it exists")
     merge.set_defaults(run=merge_command)
 
+    probe = verbs.add_parser(
+        "probe", help=PROBE_HELP, description=_sentence(PROBE_HELP), epilog=PROBE_EXAMPLES
+    )
+    _add_choices(probe, lam_default=None, with_lam=False)
+    probe.add_argument("--manifest", metavar="CSV", required=True, help="the speech to measure on")
+    probe.add_argument("--data-folder", metavar="DIR", help="what $data_root in CSV stands for")
+    probe.add_argument("--batch-size", type=int, default=8, help="utterances a batch; default 8")
+    probe.add_argument("--out", metavar="DIR", help="a folder for probe.json and probe.png")
+    probe.add_argument("--force", action="store_true", help="replace DIR where it exists")
+    probe.add_argument("--json", action="store_true", help="as JSON, for programs")
+    probe.set_defaults(run=probe_command)
+
     report = verbs.add_parser(
         "report", help=REPORT_HELP, description=_sentence(REPORT_HELP), epilog=REPORT_EXAMPLES
     )
@@ -190,20 +240,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_choices(parser: argparse.ArgumentParser, lam_default: float | None) -> None:
+def _add_choices(
+    parser: argparse.ArgumentParser, lam_default: float | None, with_lam: bool = True
+) -> None:
     """The arguments of :func:`speechbrain_mam.plan.make_plan`."""
     model = "a Hugging Face folder, or a name on the Hub or in its cache"
     parser.add_argument("target", metavar="TARGET", help=f"the speech model: {model}")
     parser.add_argument("donor", metavar="DONOR", help=f"the text model: {model}")
-    parser.add_argument(
-        "--lam",
-        type=_numbers,
-        default=lam_default,
-        required=lam_default is None,
-        metavar="λ",
-        help="TARGET's share in [0, 1], 1 leaves it as it is: one number, or one per chosen layer "
-        "(0.9,0.95,…)" + (f"; default {lam_default}" if lam_default is not None else ""),
-    )
+    if with_lam:
+        parser.add_argument(
+            "--lam",
+            type=_numbers,
+            default=lam_default,
+            required=lam_default is None,
+            metavar="λ",
+            help="TARGET's share in [0, 1], 1 leaves it as it is: one number, or one per chosen "
+            "layer (0.9,0.95,…)" + (f"; default {lam_default}" if lam_default is not None else ""),
+        )
     parser.add_argument(
         "--layers", default="all", help="all, first:k, last:k or ranges like 0-5,8; default all"
     )

@@ -11,123 +11,24 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from speechbrain_mam.choices import one_of, parse_layers
-from speechbrain_mam.controls import CONTROLS
 from speechbrain_mam.donor import Donor
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.plots import write_beside
+from speechbrain_mam.points import Point, Scored
 from speechbrain_mam.prefix import PrefixCache
-
-SWEEP_CONTROLS = (*CONTROLS, "match_norm")
 
 Around = Callable[[int], AbstractContextManager]
 """What is put around the forward pass of batch *i*."""
 Score = Callable[[Around], Mapping[str, tuple[int, int]]]
 """Evaluates the model as it is: errors and reference units by utterance (or clip)."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One merge to evaluate. λ = 1 is the untouched model, whatever else is chosen."""
-
-    lam: float
-    layers: tuple[int, ...]
-    donor: str
-    control: str = "none"
-    subset: str = "all"
-
-    @property
-    def key(self) -> str:
-        """A file name that stands for what is merged; ``subset`` is only what it is called."""
-        content = {k: v for k, v in asdict(self).items() if k != "subset"}
-        if self.lam == 1:
-            content = {"lam": 1}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A point with its errors on every utterance, in the order of the sweep's ``ids``."""
-
-    point: Point
-    errors: tuple[int, ...]
-
-
-def parse_grid(lam_grid: Iterable[Any]) -> list[float]:
-    """A λ grid, sorted, without 1: the untouched model is a point of every sweep.
-
-    Raises
-    ------
-    MAMError
-        If nothing is left, or something is not a number in [0, 1].
-
-    Example
-    -------
-    >>> parse_grid([1, 0.9, 0.5, 0.9])
-    [0.5, 0.9]
-    """
-    try:
-        values = list(lam_grid)
-    except TypeError:
-        values = [lam_grid]
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise MAMError(f"key 'lam_grid': λ = {value!r} is not a number in [0, 1]")
-    grid = sorted({float(value) for value in values} - {1.0})
-    if not grid:
-        raise MAMError("key 'lam_grid' is empty: expected at least one λ in [0, 1) to try")
-    return grid
-
-
-def points_of(
-    grid: Sequence[float],
-    subsets: Mapping[str, Sequence[int]],
-    donors: Sequence[str],
-    control: str = "none",
-) -> list[Point]:
-    """Every λ with every subset of layers and every donor.
-
-    Example
-    -------
-    >>> [p.lam for p in points_of([0.8, 0.9], {"last:1": [3]}, ["bert"])]
-    [0.8, 0.9]
-    """
-    one_of("controls", control, SWEEP_CONTROLS)
-    return [
-        Point(lam, tuple(layers), donor, control, subset)
-        for donor in donors
-        for subset, layers in subsets.items()
-        for lam in grid
-    ]
-
-
-def parse_subsets(choices: Iterable[Any], num_layers: int) -> dict[str, tuple[int, ...]]:
-    """Named subsets of layers: ``all``, ``first:k``, ``last:k``, ranges, lists.
-
-    Example
-    -------
-    >>> parse_subsets(["all", "last:2", [0]], 4)
-    {'all': (0, 1, 2, 3), 'last:2': (2, 3), '0': (0,)}
-    """
-    subsets = {}
-    for choice in choices:
-        name = choice if isinstance(choice, str) else ",".join(map(str, _as_list(choice)))
-        subsets[name] = parse_layers(choice, num_layers)
-    if not subsets:
-        raise MAMError("key 'layer_choices' is empty: expected at least one, e.g. 'all'")
-    return subsets
-
-
-def _as_list(choice: Any) -> list[Any]:
-    return list(choice) if isinstance(choice, Iterable) else [choice]
 
 
 class Sweep:
@@ -295,16 +196,6 @@ def _place() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def error_rate(scored: Scored, units: Sequence[int]) -> float:
-    """Errors per hundred reference units."""
-    return 100 * sum(scored.errors) / max(1, sum(units))
-
-
-def choose(results: Iterable[Scored]) -> Scored:
-    """The point with the fewest errors; of equal ones the gentlest: larger λ, fewer layers."""
-    return min(results, key=lambda s: (sum(s.errors), -s.point.lam, len(s.point.layers)))
 
 
 def greedy(

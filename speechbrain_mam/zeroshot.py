@@ -18,19 +18,18 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_mam.asr import ASR
 from speechbrain_mam.choices import one_of
 from speechbrain_mam.plots import write_beside
-from speechbrain_mam.probe import Probe, probe
-from speechbrain_mam.search import (
+from speechbrain_mam.points import (
     SWEEP_CONTROLS,
     Point,
     Scored,
-    Sweep,
     choose,
     error_rate,
-    greedy,
     parse_grid,
     parse_subsets,
     points_of,
 )
+from speechbrain_mam.probe import Probe, probe
+from speechbrain_mam.search import Sweep, greedy
 
 logger = get_logger(__name__)
 

@@ -563,3 +563,29 @@ def test_shards_of_the_donor(models: Path, merge: Callable[..., int]) -> None:
     (models / "donor" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     assert merge("--lam", 0.9, "--force") == 0
     assert (models / "out" / WEIGHTS).read_bytes() == expected
+
+
+def test_probe(tmp_path, corpus, hubert_folder, bert_folder, capsys) -> None:
+    manifest = tmp_path / "valid.csv"
+    rows = [
+        f"u{i},0.6,$data_root/wavs/XX001-{i:04d}.wav,{words}"
+        for i, words in enumerate(("A CAT", "THE DOG", "WE GO"))
+    ]
+    manifest.write_text("\n".join(["ID,duration,wav,wrd", *rows]) + "\n")
+    command = ["probe", hubert_folder, bert_folder, "--manifest", manifest, "--batch-size", 2]
+    command += ["--layers", "last:2"]
+    assert main(list(map(str, command))) == 2
+    assert "$data_root: give its folder, --data-folder" in capsys.readouterr().err
+    out = tmp_path / "probe"
+    command += ["--data-folder", corpus, "--out", out]
+    assert main(list(map(str, command))) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "Negative: moving towards the donor lowers the loss." and len(shown) == 4
+    content = json.loads((out / "probe.json").read_text())
+    assert [row["layer"] for row in content["layers"]] == [1, 2] and content["utterances"] == 3
+    assert (out / "probe.png").read_bytes().startswith(b"\x89PNG")
+    assert main(list(map(str, command))) == 2
+    assert "--force replaces it" in capsys.readouterr().err
+    command[command.index(manifest)] = tmp_path / "none.csv"
+    assert main([*map(str, command), "--force"]) == 2
+    assert "none.csv': no such file" in capsys.readouterr().err

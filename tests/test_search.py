@@ -8,16 +8,8 @@ import torch
 from conftest import build_speech_model
 
 from speechbrain_mam import MAM, Donor, MAMError, Merge, find_attention, make_plan
-from speechbrain_mam.search import (
-    Point,
-    Scored,
-    Sweep,
-    choose,
-    greedy,
-    parse_grid,
-    parse_subsets,
-    points_of,
-)
+from speechbrain_mam.points import Point, Scored, choose, parse_grid, parse_subsets, points_of
+from speechbrain_mam.search import Sweep, greedy
 
 WAVS = [torch.randn(2, 3200, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 

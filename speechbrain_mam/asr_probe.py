@@ -1,0 +1,85 @@
+"""The first-order probe on a manifest of speech, without a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataloader import SaveableDataLoader
+from tqdm import tqdm
+
+from speechbrain_mam.asr import speech_dataset
+from speechbrain_mam.attention import find_attention
+from speechbrain_mam.donor import Donor
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.plan import make_plan
+from speechbrain_mam.probe import Probe, probe
+
+
+def probe_manifest(
+    target: str,
+    donor: str,
+    manifest: Path,
+    data_folder: Path | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+    **options: Any,
+) -> Probe:
+    """Rank a CTC recogniser's layers, projections and heads by ∂L/∂(1 − λ) on given speech.
+
+    Arguments
+    ---------
+    target, donor : str
+        Folder or name of a ``HubertForCTC`` (or kin), and of the donor.
+    manifest : Path
+        SpeechBrain's CSV with ``ID, duration, wav, wrd``; a recipe leaves ``valid.csv`` in its save
+        folder.
+    data_folder : Path, optional
+        What ``$data_root`` in the manifest stands for; what its recipe noted beside it by default.
+    batch_size : int
+        Utterances a batch, in the order of their durations.
+    progress : bool
+        Whether to show a progress bar.
+    **options
+        ``layers``, ``projections``, ``layer_map``, ``bias``, ``donor_scale`` of
+        :func:`speechbrain_mam.plan.make_plan`.
+
+    Raises
+    ------
+    MAMError
+        If a file is missing, or an utterance's text does not fit the model's alphabet.
+    """
+    if not manifest.is_file():
+        raise MAMError(f"--manifest '{manifest}': no such file")
+    encoder = HubertCTC(target, trainable="none").eval()
+    root = str(data_folder or _noted_folder(manifest))
+    dataset = speech_dataset(manifest, root, encoder).filtered_sorted(sort_key="duration")
+    loader = SaveableDataLoader(dataset, batch_size=batch_size, collate_fn=PaddedBatch)
+
+    def losses() -> Iterator[tuple[torch.Tensor, int]]:
+        blank = encoder.alphabet.blank_index
+        for batch in tqdm(loader, desc="probe", disable=not progress, leave=False):
+            log_probs, lens = encoder(*batch.sig)
+            tokens, token_lens = batch.tokens
+            loss = sb.nnet.losses.ctc_loss(log_probs, tokens, lens, token_lens, blank_index=blank)
+            yield loss, len(batch)
+
+    source = Donor(donor)
+    plan = make_plan(find_attention(encoder), source.index, **options)
+    return probe(encoder, plan, source, losses())
+
+
+def _noted_folder(manifest: Path) -> str:
+    """The corpus's folder, out of the note that a preparation leaves beside its manifests."""
+    note = manifest.with_name("prepared.json")
+    if note.is_file():
+        return json.loads(note.read_text(encoding="utf-8"))["data_folder"]
+    if "$data_root" in manifest.read_text(encoding="utf-8"):
+        raise MAMError(f"'{manifest}' names audio below $data_root: give its folder, --data-folder")
+    return ""
