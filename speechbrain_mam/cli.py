@@ -179,7 +179,7 @@ def probe_command(options: argparse.Namespace) -> None:
     )
     content = json.dumps(found.as_dict(), indent=2)
     if options.out:
-        from speechbrain_mam.report_figures import plot_probe
+        from speechbrain_mam.report.figures import plot_probe
 
         out = Path(options.out)
         check_output(out, options.force)

@@ -11,16 +11,20 @@ from typing import Any
 
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 from speechbrain.utils.train_logger import TensorboardLogger
 
+from speechbrain_mam.asr import ASR, train_loader_options
 from speechbrain_mam.brain import MAMBrain
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plots import write_beside
+from speechbrain_mam.report import write_report
 from speechbrain_mam.zeroshot import KEYS as SEARCH_KEYS
+from speechbrain_mam.zeroshot import search_and_test
 
 logger = get_logger(__name__)
 
@@ -130,6 +134,45 @@ def check_keys(hparams: dict[str, Any], needed: Iterable[str]) -> None:
 def tensorboard_logger(use: bool, save_dir: str) -> TensorboardLogger | None:
     """SpeechBrain's TensorBoard logger where it is wanted; the package is not needed otherwise."""
     return TensorboardLogger(save_dir) if use else None
+
+
+def run_stages(
+    brain: ASR, hparams: Mapping[str, Any], datasets: Mapping[str, DynamicItemDataset]
+) -> None:
+    """What follows once the trainer stands: the untouched model, training, the test, the summary.
+
+    Zero-shot MAM with ``search`` chooses its merge on the validation set, tests it beside its
+    controls and writes a report; otherwise the best checkpoint is tested, λ folded into plain
+    linear layers.
+
+    Arguments
+    ---------
+    brain : ASR
+        With the model, and the merge stage done.
+    hparams : mapping
+        What the YAML gave.
+    datasets : mapping
+        ``train``, ``valid`` and ``test``.
+    """
+    results, method, folder = {}, hparams["method"], Path(hparams["output_folder"])
+    if hparams["test_untouched"]:
+        results["untouched"] = brain.test(datasets["test"], "untouched", untouched=True)
+    if hparams["number_of_epochs"] > 0:
+        brain.fit(
+            hparams["epoch_counter"],
+            datasets["train"],
+            datasets["valid"],
+            train_loader_kwargs=train_loader_options(hparams, datasets["train"]),
+            valid_loader_kwargs=hparams["valid_dataloader_opts"],
+        )
+    if hparams.get("search"):
+        results |= search_and_test(brain, datasets, method)
+    else:
+        results[method] = brain.test(datasets["test"], method)
+    summarize(brain, results)
+    if hparams.get("search") and if_main_process():
+        report = write_report([folder], folder / "report", force=True)
+        logger.info("\n%s\n\nThe report: %s", report.table, folder / "report" / "report.html")
 
 
 def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:

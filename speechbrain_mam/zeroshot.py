@@ -7,7 +7,7 @@ all controls beside it. Test data choose nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ KEYS = ("lam_grid", "layer_choices", "donor_models", "controls", "cache_mb", "ca
 """What the YAML of a search must have besides a recipe's own keys."""
 
 
-def search_and_test(brain: ASR, datasets: dict[str, Any], method: str) -> dict[str, dict]:
+def search_and_test(brain: ASR, datasets: Mapping[str, Any], method: str) -> dict[str, dict]:
     """Choose λ, layers and donor on the validation set; test the choice and its controls.
 
     Writes ``probe.json``, ``sweep.json``, the usual files of each test and ``merge_plan.txt`` of
@@ -47,7 +47,7 @@ def search_and_test(brain: ASR, datasets: dict[str, Any], method: str) -> dict[s
     ---------
     brain : ASR
         With a ``mam`` whose λ is fixed.
-    datasets : dict
+    datasets : mapping
         ``valid`` and ``test``.
     method : str
         What the chosen merge's test is called; a control's is ``{method} control {control}``.

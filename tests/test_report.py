@@ -12,12 +12,12 @@ import pytest
 from made_up_runs import TestSet, stats, write_experiment, write_run, write_sweep
 
 from speechbrain_mam import MAMError, cli
-from speechbrain_mam.document import Items, Text
 from speechbrain_mam.plots import write_beside
 from speechbrain_mam.report import make_report, write_report
-from speechbrain_mam.report_figures import plot_sweep
-from speechbrain_mam.runs import read_run, read_runs
-from speechbrain_mam.systems import group
+from speechbrain_mam.report.document import Items, Text
+from speechbrain_mam.report.figures import plot_sweep
+from speechbrain_mam.report.runs import read_run, read_runs
+from speechbrain_mam.report.systems import group
 
 FAST = 499  # resamples
 
@@ -385,7 +385,7 @@ def test_a_write_that_fails_leaves_no_half_file(runs, tmp_path, monkeypatch):
 
         write_beside(file, fail)
 
-    monkeypatch.setattr("speechbrain_mam.report.write_beside", full)
+    monkeypatch.setattr("speechbrain_mam.report.build.write_beside", full)
     assert cli.main(["report", *map(str, runs), "--out", str(tmp_path / "report")]) == 2
     assert not list((tmp_path / "report").iterdir())
 

@@ -7,8 +7,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.comparisons import compare, direction, mean_and_sd, seed_interval, verdict
-from speechbrain_mam.statistics import (
+from speechbrain_mam.report.comparisons import (
+    compare,
+    direction,
+    mean_and_sd,
+    seed_interval,
+    verdict,
+)
+from speechbrain_mam.report.statistics import (
     Comparison,
     ErrorCounts,
     Interval,

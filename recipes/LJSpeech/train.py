@@ -25,10 +25,9 @@ import speechbrain as sb
 from ljspeech_prepare import prepare_ljspeech
 from speechbrain.utils.distributed import run_on_main
 
-from speechbrain_mam.asr import ASR, KEYS, dataio_prepare, train_loader_options
+from speechbrain_mam.asr import ASR, KEYS, dataio_prepare
 from speechbrain_mam.errors import one_line_errors
-from speechbrain_mam.recipe import load_recipe, summarize
-from speechbrain_mam.zeroshot import search_and_test
+from speechbrain_mam.recipe import load_recipe, run_stages
 
 if __name__ == "__main__":
     with one_line_errors():
@@ -62,24 +61,5 @@ if __name__ == "__main__":
             checkpointer=hparams.get("checkpointer"),
         )
 
-        results = {}
-        if hparams["test_untouched"]:
-            results["untouched"] = brain.test(datasets["test"], "untouched", untouched=True)
-
-        # Training; zero-shot MAM has none
-        if hparams["number_of_epochs"] > 0:
-            brain.fit(
-                hparams["epoch_counter"],
-                datasets["train"],
-                datasets["valid"],
-                train_loader_kwargs=train_loader_options(hparams, datasets["train"]),
-                valid_loader_kwargs=hparams["valid_dataloader_opts"],
-            )
-
-        # Testing: zero-shot MAM chooses its merge on the validation set first; otherwise the best
-        # checkpoint, with λ folded into plain linear layers
-        if hparams.get("search"):
-            results |= search_and_test(brain, datasets, hparams["method"])
-        else:
-            results[hparams["method"]] = brain.test(datasets["test"], hparams["method"])
-        summarize(brain, results)
+        # The untouched model, training, λ's search or the best checkpoint, results
+        run_stages(brain, hparams, datasets)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.fields import get, load, number
-from speechbrain_mam.search_results import Sweep, read_probe, read_sweep
-from speechbrain_mam.statistics import ErrorCounts, error_rate
+from speechbrain_mam.report.fields import get, load, number
+from speechbrain_mam.report.search_results import Sweep, read_probe, read_sweep
+from speechbrain_mam.report.statistics import ErrorCounts, error_rate
 
 UNTOUCHED = "untouched"
 FINETUNE = "finetune"

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from speechbrain_mam import __version__
-from speechbrain_mam.runs import Run
-from speechbrain_mam.statistics import LEVEL, Comparison
-from speechbrain_mam.systems import Row, System
+from speechbrain_mam.report.runs import Run
+from speechbrain_mam.report.statistics import LEVEL, Comparison
+from speechbrain_mam.report.systems import Row, System
 
 _UNITS = {"WER": "words", "CER": "chars"}
 

@@ -1,20 +1,17 @@
-"""What finished runs show: tables, pictures and a verdict on every gain, in one offline page.
-
-> python -m speechbrain_mam.report RUN_DIR ... --out DIR
-
-is the same as ``speechbrain-mam report``.
-"""
+"""From run folders to the report's blocks and files."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechbrain_mam import __version__
-from speechbrain_mam.document import (
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.plots import write_beside
+from speechbrain_mam.report.data import as_csv, as_dict
+from speechbrain_mam.report.document import (
     Block,
     Heading,
     Picture,
@@ -22,34 +19,29 @@ from speechbrain_mam.document import (
     to_html,
     to_markdown,
 )
-from speechbrain_mam.errors import MAMError
-from speechbrain_mam.plots import write_beside
-from speechbrain_mam.report_data import as_csv, as_dict
-from speechbrain_mam.report_figures import (
-    plot_differences,
-)
-from speechbrain_mam.report_sections import (
+from speechbrain_mam.report.figures import plot_differences
+from speechbrain_mam.report.runs import FINETUNE, UNTOUCHED, Run, read_runs
+from speechbrain_mam.report.sections import (
     lambdas_section,
     probes_section,
     sweeps_section,
     utterances_section,
 )
-from speechbrain_mam.report_text import (
-    comparison_table,
-    controls_table,
-    how_to_read,
-    summary,
-    systems_table,
-)
-from speechbrain_mam.runs import FINETUNE, UNTOUCHED, Run, read_runs
-from speechbrain_mam.statistics import N_RESAMPLES
-from speechbrain_mam.systems import (
+from speechbrain_mam.report.statistics import N_RESAMPLES
+from speechbrain_mam.report.systems import (
     Row,
     System,
     compare_with,
     compare_with_controls,
     find,
     group,
+)
+from speechbrain_mam.report.text import (
+    comparison_table,
+    controls_table,
+    how_to_read,
+    summary,
+    systems_table,
 )
 
 TITLE = "Multimodal Attention Merging: what it was worth"
@@ -174,9 +166,3 @@ def write_report(
     for name, data in files.items():
         write_beside(out / name, lambda part, data=data: part.write_bytes(data))
     return report
-
-
-if __name__ == "__main__":
-    from speechbrain_mam.cli import main
-
-    sys.exit(main(["report", *sys.argv[1:]]))

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from speechbrain_mam.comparisons import NO_BETTER, direction, pair_seeds, verdict
-from speechbrain_mam.document import Block, Heading, Items, Table, Text
-from speechbrain_mam.runs import FINETUNE, RANDOM, UNTOUCHED, Run
-from speechbrain_mam.search_results import NO_CONTROL, Point, Sweep
-from speechbrain_mam.statistics import Comparison, Interval, error_rate, paired_bootstrap
-from speechbrain_mam.systems import Rate, Row, System, all_alike, find
+from speechbrain_mam.report.comparisons import NO_BETTER, direction, pair_seeds, verdict
+from speechbrain_mam.report.document import Block, Heading, Items, Table, Text
+from speechbrain_mam.report.runs import FINETUNE, RANDOM, UNTOUCHED, Run
+from speechbrain_mam.report.search_results import NO_CONTROL, Point, Sweep
+from speechbrain_mam.report.statistics import Comparison, Interval, error_rate, paired_bootstrap
+from speechbrain_mam.report.systems import Rate, Row, System, all_alike, find
 
 UTTERANCES_SHOWN = 5
 

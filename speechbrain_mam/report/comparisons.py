@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.statistics import (
+from speechbrain_mam.report.statistics import (
     LEVEL,
     N_RESAMPLES,
     Comparison,
@@ -126,11 +126,14 @@ def seed_interval(differences: Sequence[float], level: float = LEVEL) -> Interva
 def direction(comparison: Comparison) -> str:
     """``identical``, ``lower``, ``higher`` or ``within chance``, by a fixed rule.
 
-    Lower (higher) means that the whole interval over utterances is below (above) 0 and, where
-    there are several seeds, the whole interval over seeds too.
+    Lower (higher) means that the whole interval over utterances is below (above) 0, that p is
+    below 0.05 (of few utterances the two may disagree), and where there are several seeds, that the
+    whole interval over seeds is below (above) 0 too.
     """
     if comparison.identical:
         return "identical"
+    if comparison.p >= 1 - LEVEL:
+        return "within chance"
     intervals = [comparison.interval, *([comparison.seeds] if comparison.seeds else [])]
     if all(interval.high < 0 for interval in intervals):
         return "lower"

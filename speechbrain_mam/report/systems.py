@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speechbrain_mam.comparisons import compare, mean_and_sd, verdict
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.runs import FINETUNE, RANDOM, UNTOUCHED, ZEROSHOT, Evaluation, Run
-from speechbrain_mam.search_results import NO_CONTROL
-from speechbrain_mam.statistics import (
+from speechbrain_mam.report.comparisons import compare, mean_and_sd, verdict
+from speechbrain_mam.report.runs import FINETUNE, RANDOM, UNTOUCHED, ZEROSHOT, Evaluation, Run
+from speechbrain_mam.report.search_results import NO_CONTROL
+from speechbrain_mam.report.statistics import (
     N_RESAMPLES,
     Comparison,
     ErrorCounts,
@@ -97,7 +97,7 @@ def group(runs: Sequence[Run]) -> list[System]:
     Arguments
     ---------
     runs : sequence of Run
-        As :func:`~speechbrain_mam.runs.read_runs` returns them.
+        As :func:`~speechbrain_mam.report.runs.read_runs` returns them.
 
     Raises
     ------

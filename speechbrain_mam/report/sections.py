@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechbrain_mam.document import Block, Heading, Picture, Text
 from speechbrain_mam.plots import plot_lambdas
-from speechbrain_mam.report_figures import plot_final_lambdas, plot_probe, plot_sweep
-from speechbrain_mam.report_text import sweep_table, utterance_table
-from speechbrain_mam.runs import Run
-from speechbrain_mam.systems import System
+from speechbrain_mam.report.document import Block, Heading, Picture, Text
+from speechbrain_mam.report.figures import plot_final_lambdas, plot_probe, plot_sweep
+from speechbrain_mam.report.runs import Run
+from speechbrain_mam.report.systems import System
+from speechbrain_mam.report.text import sweep_table, utterance_table
 
 
 def sweeps_section(runs: Sequence[Run], n_resamples: int) -> list[Block]:
