@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -156,12 +157,11 @@ def export(model: HubertForCTC, folder: Path) -> None:
     """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    half = HubertForCTC(model.config)
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(part)
+    # A copy, not a new model: without masks in training, that one would have no mask embedding.
+    copy.deepcopy(model).half().save_pretrained(part)
     config = json.loads((part / "config.json").read_text())
     # The weights are stored in half precision and computed with in single.
-    config |= {"dtype": "float32", "architectures": ["HubertForCTC"]}
+    config |= {"dtype": "float32", "architectures": ["HubertForCTC"], "mask_time_prob": 0.05}
     specials = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     texts: dict[str, dict] = {
         "config.json": config,
