@@ -24,7 +24,7 @@ from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plots import write_beside
 from speechbrain_mam.report import write_report
 from speechbrain_mam.zeroshot import KEYS as SEARCH_KEYS
-from speechbrain_mam.zeroshot import search_and_test
+from speechbrain_mam.zeroshot import read_search, search_and_test
 
 logger = get_logger(__name__)
 
@@ -155,6 +155,8 @@ def run_stages(
         ``train``, ``valid`` and ``test``.
     """
     results, method, folder = {}, hparams["method"], Path(hparams["output_folder"])
+    if hparams.get("search") and brain.mam is not None:
+        read_search(hparams, brain.mam.plan.target_layers)  # a mistake is told before any work
     if hparams["test_untouched"]:
         results["untouched"] = brain.test(datasets["test"], "untouched", untouched=True)
     if hparams["number_of_epochs"] > 0:

@@ -45,7 +45,7 @@ class Sweep:
     folder : Path
         Where one small file per point goes.
     data_id : str
-        Changes when the evaluated data change: a hash of the manifest.
+        Changes when the evaluated data change: the manifest's text.
     cache_mb, cache_folder
         See :class:`~speechbrain_mam.prefix.PrefixCache`; ``cache_mb`` 0 without a folder computes
         everything anew at each point.
@@ -153,7 +153,8 @@ class Sweep:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         shared = ("projections", "layer_map", "bias", "donor_scale")
-        identity = {"model": digest.hexdigest(), "data": data_id}
+        data = hashlib.sha256(data_id.encode()).hexdigest()
+        identity = {"model": digest.hexdigest(), "data": data}
         identity |= {key: str(self.mam.options[key]) for key in shared}
         file = self.folder / "identity.json"
         if file.is_file():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_mam.asr import ASR
 from speechbrain_mam.choices import one_of
+from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plots import write_beside
 from speechbrain_mam.points import (
     SWEEP_CONTROLS,
@@ -35,6 +36,50 @@ logger = get_logger(__name__)
 
 KEYS = ("lam_grid", "layer_choices", "donor_models", "controls", "cache_mb", "cache_folder")
 """What the YAML of a search must have besides a recipe's own keys."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a search tries, checked."""
+
+    grid: list[float]
+    subsets: dict[str, tuple[int, ...]]
+    greedy: bool
+    donors: list[str]
+    controls: list[str]
+
+
+def read_search(hparams: Mapping[str, Any], num_layers: int) -> Wanted:
+    """The YAML's search keys, for a target of ``num_layers`` layers.
+
+    Raises
+    ------
+    MAMError
+        If the grid is empty, λ is outside [0, 1], a subset names no layer, or a control is unknown.
+
+    Example
+    -------
+    >>> keys = {"lam_grid": [0.9], "layer_choices": ["last:1", "greedy"], "controls": ["random"]}
+    >>> wanted = read_search({**keys, "donor_models": ["bert"]}, num_layers=4)
+    >>> wanted.subsets, wanted.greedy
+    ({'last:1': (3,)}, True)
+    """
+    choices = list(hparams["layer_choices"])
+    subsets = [choice for choice in choices if choice != "greedy"]
+    controls = [str(control) for control in hparams["controls"] if control != "none"]
+    for control in controls:
+        one_of("controls", control, SWEEP_CONTROLS)
+    donors = [str(donor) for donor in hparams["donor_models"]]
+    if not donors:
+        raise MAMError("key 'donor_models' is empty: expected at least one donor")
+    return Wanted(
+        parse_grid(hparams["lam_grid"]),
+        # The greedy search starts from the λ that is best in all layers, if nothing else is tried.
+        parse_subsets(subsets or (["all"] if choices else []), num_layers),
+        "greedy" in choices,
+        donors,
+        controls,
+    )
 
 
 def search_and_test(brain: ASR, datasets: Mapping[str, Any], method: str) -> dict[str, dict]:
@@ -65,14 +110,8 @@ def search_and_test(brain: ASR, datasets: Mapping[str, Any], method: str) -> dic
     hparams, mam = brain.hparams, brain.mam
     assert mam is not None
     folder = Path(hparams.output_folder)
-    grid = parse_grid(hparams.lam_grid)
-    num_layers = mam.plan.target_layers
-    wanted = [choice for choice in hparams.layer_choices if choice != "greedy"]
-    subsets = parse_subsets(wanted or ["all"], num_layers)
-    controls = [control for control in hparams.controls if control != "none"]
-    for control in controls:
-        one_of("controls", control, SWEEP_CONTROLS)
-    donors = [str(donor) for donor in hparams.donor_models]
+    wanted = read_search(vars(hparams), mam.plan.target_layers)
+    grid, donors, controls = wanted.grid, wanted.donors, wanted.controls
 
     batches = brain.batches(datasets["valid"])
     sweep = Sweep(
@@ -84,11 +123,13 @@ def search_and_test(brain: ASR, datasets: Mapping[str, Any], method: str) -> dic
         cache_folder=Path(hparams.cache_folder) if hparams.cache_folder else None,
         progress=not brain.noprogressbar,
     )
-    untouched, *points = sweep.run([Point(1.0, (), donors[0]), *points_of(grid, subsets, donors)])
+    untouched, *points = sweep.run(
+        [Point(1.0, (), donors[0]), *points_of(grid, wanted.subsets, donors)]
+    )
     mam.change(lam=1.0, layers="all", donor=sweep.donor(donors[0]))
     found = probe(mam.target, mam.plan, mam.source, brain.losses(batches))
     _write(folder / "probe.json", found.as_dict())
-    if "greedy" in hparams.layer_choices:
+    if wanted.greedy:
         first = choose(points).point
         tried, _ = greedy(sweep, found.ranking(), first.lam, first.donor)
         points += tried

@@ -154,6 +154,13 @@ def test_zeroshot_search(parts, tmp_path):
         assert (two / file).read_text() == (out / file).read_text(), file
 
 
+def test_a_bad_search_is_one_line_before_any_evaluation(parts, tmp_path):
+    done = run(command("mam_zeroshot", parts, tmp_path / "out", lam_grid="[0.9, 2]"), check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stdout
+    assert "key 'lam_grid': λ = 2 is not a number in [0, 1]" in done.stdout
+    assert not (tmp_path / "out" / "wer_untouched.txt").exists()
+
+
 def test_two_ranks_equal_one_process(parts, tmp_path):
     """Same global batch: λ and weights agree on both ranks after every step, and with one process.
 

@@ -10,6 +10,7 @@ from conftest import build_speech_model
 from speechbrain_mam import MAM, Donor, MAMError, Merge, find_attention, make_plan
 from speechbrain_mam.points import Point, Scored, choose, parse_grid, parse_subsets, points_of
 from speechbrain_mam.search import Sweep, greedy
+from speechbrain_mam.zeroshot import read_search
 
 WAVS = [torch.randn(2, 3200, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 
@@ -150,6 +151,26 @@ def test_greedy_keeps_only_what_helps(parts, tmp_path):
 def test_bad_grids(grid, message):
     with pytest.raises(MAMError, match=message):
         parse_grid(grid)
+
+
+KEYS = {"lam_grid": [0.9], "layer_choices": ["all"], "controls": [], "donor_models": ["bert"]}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lam_grid", [], "'lam_grid' is empty"),
+        ("lam_grid", [-0.1], "λ = -0.1 is not a number"),
+        ("layer_choices", ["0-7"], "names layer 3, but the target has"),
+        ("layer_choices", [], "'layer_choices' is empty"),
+        ("controls", ["nothing"], "key 'controls': 'nothing' is not one of"),
+        ("donor_models", [], "'donor_models' is empty"),
+    ],
+)
+def test_bad_search_keys(key, value, message):
+    assert read_search(KEYS, 3).subsets == {"all": (0, 1, 2)}
+    with pytest.raises(MAMError, match=message):
+        read_search({**KEYS, key: value}, 3)
 
 
 def test_bad_subsets_and_controls():

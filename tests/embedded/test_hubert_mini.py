@@ -73,6 +73,7 @@ def test_padding_does_not_change_the_frames(model):
 
 def test_export_writes_a_folder_that_loads(tmp_path):
     small = make_model("scratch")
+    small.config.mask_time_prob = 0.0  # a training without masks; the folder has them all the same
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "README.md").write_text("a card")
     export(small, tmp_path / "model")
@@ -80,6 +81,10 @@ def test_export_writes_a_folder_that_loads(tmp_path):
     assert (tmp_path / "model" / "README.md").read_text() == "a card"
     assert json.loads((tmp_path / "model" / "vocab.json").read_text())["<pad>"] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert loaded.config.mask_time_prob > 0
+    torch.testing.assert_close(
+        loaded.hubert.masked_spec_embed, small.hubert.masked_spec_embed, atol=1e-3, rtol=1e-2
+    )
     torch.testing.assert_close(loaded.lm_head.weight, small.lm_head.weight, atol=1e-3, rtol=1e-2)
 
 
