@@ -174,3 +174,12 @@ def test_lambda_only_training(bert_folder):
     brain.mam.live.remove()
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert brain.mam.live.values()["layer 0"] != 0.8
+
+
+def test_ddp_is_told_not_to_broadcast_the_donor(bert_folder):
+    brain = build(bert_folder, opt_class=sgd)
+    brain._wrap_distributed()  # what fit does before the first step
+    ignored = brain.modules.encoder._ddp_params_and_buffers_to_ignore
+    buffers = dict(brain.modules.encoder.named_buffers())
+    assert len(ignored) == 3 * 3 * 2 and set(ignored) <= set(buffers)
+    assert all("donor" in name for name in ignored)

@@ -66,7 +66,11 @@ def test_what_is_cached_is_not_computed():
     with PrefixCache(model, 1) as cache:
         for _ in range(4):
             outputs(model, cache)
+        size = cache.size_mb * 2**20
     assert calls == {"front": 3, "below": 3, "from": 12}
+    frames = [int(model._get_feat_extract_output_lengths(length)) for _, length in BATCHES]
+    # float32 hidden states, 16 wide, and nothing else: a mask may be frames × frames
+    assert size == sum(n * frame * 16 * 4 for (n, _), frame in zip(BATCHES, frames, strict=True))
 
 
 def test_a_change_below_the_layer_is_not_seen():
