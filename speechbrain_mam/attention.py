@@ -1,8 +1,8 @@
-"""Where query, key and value live: one table of architectures, as data.
+"""Where query, key and value live, by the table of architectures.
 
-A row of :data:`ARCHITECTURES` tells how the parameters of self-attention are named. The same
-names are used by a live ``torch.nn.Module`` and by its file on disk, so one function,
-:func:`index_attention`, serves both. A new family is a new row.
+A row of :data:`~speechbrain_mam.architectures.ARCHITECTURES` tells how the parameters of
+self-attention are named, in a live ``torch.nn.Module`` and in its file on disk, so one function,
+:func:`index_attention`, serves both.
 
 Example
 -------
@@ -25,6 +25,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from speechbrain_mam.architectures import ARCHITECTURES, Architecture
+from speechbrain_mam.architectures import architecture as architecture
 from speechbrain_mam.errors import MAMError
 
 if TYPE_CHECKING:
@@ -35,103 +37,19 @@ KINDS = ("weight", "bias")
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """One family of Transformers: a row of the table.
-
-    Arguments
-    ---------
-    name : str
-        What the family is called in plans and messages.
-    model_types : tuple of str
-        ``model_type`` in its Hugging Face ``config.json``; a live model is recognised by the same
-        field of its ``config``.
-    layer : str
-        Regular expression for the path of layer ``(?P<layer>\\d+)``, from the encoder on.
-    names : dict
-        For each projection, the names that it has inside a layer, in any version of the library.
-    heads : str
-        Where the configuration keeps the number of attention heads.
-    reads_weight : bool
-        True where the attention does not call its projections but reads their ``weight``.
-    front : tuple of str
-        Modules that run before the first layer, from the encoder on; an evaluation of many merges
-        computes them once.
-    """
-
-    name: str
-    model_types: tuple[str, ...]
-    layer: str
-    names: Mapping[str, tuple[str, ...]]
-    heads: str = "num_attention_heads"
-    reads_weight: bool = False
-    front: tuple[str, ...] = ()
-
-
-_PROJ = {
-    "query": ("q_proj",),
-    "key": ("k_proj",),
-    "value": ("v_proj",),
-    "output": ("out_proj",),
-}
-_WAV2VEC2_FRONT = ("feature_extractor", "feature_projection", "encoder.pos_conv_embed")
-_WAV2VEC2_LAYER = r"encoder\.layers\.(?P<layer>\d+)\.attention"
-
-ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture("HuBERT", ("hubert",), _WAV2VEC2_LAYER, _PROJ, front=_WAV2VEC2_FRONT),
-    Architecture("wav2vec 2.0", ("wav2vec2",), _WAV2VEC2_LAYER, _PROJ, front=_WAV2VEC2_FRONT),
-    Architecture(
-        "WavLM",
-        ("wavlm",),
-        _WAV2VEC2_LAYER,
-        _PROJ,
-        reads_weight=True,
-        front=_WAV2VEC2_FRONT,
-    ),
-    Architecture(
-        "BERT",
-        ("bert",),
-        r"encoder\.layer\.(?P<layer>\d+)\.attention",
-        {
-            "query": ("self.query",),
-            "key": ("self.key",),
-            "value": ("self.value",),
-            "output": ("output.dense",),
-        },
-    ),
-)
-
-
-def architecture(model_type: str | None) -> Architecture:
-    """The table's row for a ``model_type``.
-
-    Raises
-    ------
-    MAMError
-        If no row has that ``model_type``.
-
-    Example
-    -------
-    >>> architecture("bert").name
-    'BERT'
-    """
-    for row in ARCHITECTURES:
-        if model_type in row.model_types:
-            return row
-    known = [name for row in ARCHITECTURES for name in row.model_types]
-    near = difflib.get_close_matches(str(model_type), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise MAMError(
-        f"model_type {model_type!r} is not in the table of architectures "
-        f"(known: {', '.join(known)}){hint}"
-    )
-
-
-@dataclass(frozen=True)
 class TensorRef:
-    """Name and shape of one parameter, live or on disk."""
+    """Name and shape of one parameter, live or on disk.
+
+    Where one tensor holds several projections on top of each other, ``rows`` are those of this one
+    (from, up to), and ``shape`` is that of these rows.
+    """
 
     name: str
     shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.rows is None else f"{self.name}[{self.rows[0]}:{self.rows[1]}]"
 
 
 @dataclass(frozen=True)
@@ -155,9 +73,14 @@ class AttentionIndex:
 
 
 def index_attention(
-    shapes: Mapping[str, Iterable[int]], row: Architecture, heads: int, where: str = "the model"
+    shapes: Mapping[str, Iterable[int]],
+    row: Architecture,
+    heads: int | None,
+    where: str = "the model",
 ) -> AttentionIndex:
     """Find query, key, value (and output) among named tensors.
+
+    A tensor that holds several projections is one :class:`TensorRef` for each, with its rows.
 
     Arguments
     ---------
@@ -165,8 +88,8 @@ def index_attention(
         All tensor names with their shapes.
     row : Architecture
         The family to look for.
-    heads : int
-        Number of attention heads.
+    heads : int, optional
+        Number of attention heads. None takes it from the width, where the row can tell.
     where : str
         What the messages call the model: a file, a module.
 
@@ -180,16 +103,19 @@ def index_attention(
         If nothing matches (the closest names are shown), if layers are missing or unequal, or if
         two encoders are found.
     """
-    projection_of = {alias: p for p, aliases in row.names.items() for alias in aliases}
+    holds: dict[str, tuple[str, ...]] = dict(row.fused)
+    holds.update({alias: (p,) for p, aliases in row.names.items() for alias in aliases})
     pattern = re.compile(
         rf"^(?P<prefix>(?:.*\.)?){row.layer}\."
-        rf"(?P<projection>{'|'.join(re.escape(a) for a in projection_of)})\.(?P<kind>weight|bias)$"
+        rf"(?P<name>{'|'.join(re.escape(a) for a in holds)})\.(?P<kind>weight|bias)$"
     )
     found: dict[str, dict[tuple[int, str, str], TensorRef]] = {}
     for name, shape in shapes.items():
         if match := pattern.match(name):
-            key = (int(match["layer"]), projection_of[match["projection"]], match["kind"])
-            found.setdefault(match["prefix"], {})[key] = TensorRef(name, tuple(shape))
+            refs = _refs(name, tuple(shape), holds[match["name"]], where)
+            found.setdefault(match["prefix"], {}).update(
+                {(int(match["layer"]), p, match["kind"]): ref for p, ref in refs.items()}
+            )
     if not found:
         raise MAMError(
             f"no {row.name} self-attention in {where}: none of its {len(shapes)} tensors is named "
@@ -218,6 +144,9 @@ def index_attention(
                 f"{where}: '{ref.name}' has shape {list(ref.shape)}, expected {list(expected)} "
                 f"as in layer 0"
             )
+    if heads is None and (heads := row.heads_of_width.get(hidden_size)) is None:
+        hint = f", which the width {hidden_size} does not tell" if row.heads_of_width else ""
+        raise MAMError(f"{where}: the configuration has no '{row.heads}'{hint}")
     if heads < 1 or hidden_size % heads:
         raise MAMError(f"{where}: {heads} attention heads do not divide the width {hidden_size}")
     return AttentionIndex(row, num_layers, heads, hidden_size, prefix, tensors)
@@ -233,7 +162,8 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
     Raises
     ------
     MAMError
-        If no part of ``target`` has a ``config`` with a supported ``model_type``, or if two do.
+        If no part of ``target`` is a supported encoder (by its ``config.model_type`` or its
+        class), or if two are.
 
     Example
     -------
@@ -246,33 +176,66 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
     >>> index.architecture.name, index.num_layers, index.heads, index.prefix
     ('HuBERT', 2, 2, '0.')
     """
-    owners: list[tuple[str, Any]] = []
+    owners: list[tuple[str, Any, Architecture]] = []
     types_seen = set()
     for name, module in target.named_modules():
         model_type = getattr(getattr(module, "config", None), "model_type", None)
-        if model_type is None or any(_inside(name, outer) for outer, _ in owners):
+        row = _row_of(module, model_type)
+        if any(_inside(name, outer) for outer, _, _ in owners):
             continue
-        types_seen.add(model_type)
-        if any(model_type in row.model_types for row in ARCHITECTURES):
-            owners.append((name, module))
+        if row is not None:
+            owners.append((name, module, row))
+        elif model_type is not None:
+            types_seen.add(model_type)
     what = type(target).__name__
     if not owners:
         seen = f"; model types seen: {', '.join(sorted(types_seen))}" if types_seen else ""
-        known = ", ".join(name for row in ARCHITECTURES for name in row.model_types)
+        types = ", ".join(name for row in ARCHITECTURES for name in row.model_types)
+        classes = ", ".join(name for row in ARCHITECTURES for name in row.classes)
         raise MAMError(
             f"{what} holds no supported encoder: no part of it has a config with one of the "
-            f"model types {known}{seen}. Check the key 'target' of your MAM"
+            f"model types {types}, or is a {classes}{seen}. Check the key 'target' of your MAM"
         )
     if len(owners) > 1:
         raise MAMError(
             f"{what} holds {len(owners)} supported encoders "
-            f"({', '.join(repr(name) for name, _ in owners)}): pass the one that is meant as target"
+            f"({', '.join(repr(name) for name, _, _ in owners)}): pass the one that is meant as "
+            "target"
         )
-    ((path, owner),) = owners
-    row = architecture(owner.config.model_type)
+    ((path, owner, row),) = owners
     below = f"{path}." if path else ""
     shapes = {below + name: tuple(p.shape) for name, p in owner.named_parameters()}
-    return index_attention(shapes, row, int(getattr(owner.config, row.heads)), where=what)
+    heads: Any = owner if row.classes else owner.config
+    for step in row.heads.split("."):
+        heads = getattr(heads, step)
+    return index_attention(shapes, row, int(heads), where=what)
+
+
+def _row_of(module: torch.nn.Module, model_type: str | None) -> Architecture | None:
+    """The table's row for a live module. By the name of its class, so that none is imported."""
+    classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
+    for row in ARCHITECTURES:
+        if model_type in row.model_types or not classes.isdisjoint(row.classes):
+            return row
+    return None
+
+
+def _refs(
+    name: str, shape: tuple[int, ...], projections: tuple[str, ...], where: str
+) -> dict[str, TensorRef]:
+    """What one tensor is to each projection that it holds."""
+    if len(projections) == 1:
+        return {projections[0]: TensorRef(name, shape)}
+    if not shape or shape[0] % len(projections):
+        raise MAMError(
+            f"{where}: '{name}' has shape {list(shape)}, expected rows for "
+            f"{', '.join(projections)}, as many for each"
+        )
+    size = shape[0] // len(projections)
+    return {
+        projection: TensorRef(name, (size, *shape[1:]), (i * size, (i + 1) * size))
+        for i, projection in enumerate(projections)
+    }
 
 
 def _inside(name: str, outer: str) -> bool:
@@ -281,7 +244,9 @@ def _inside(name: str, outer: str) -> bool:
 
 def _example_name(row: Architecture, layer: int = 0, projection: str = "query") -> str:
     path = row.layer.replace(r"(?P<layer>\d+)", str(layer)).replace("\\", "")
-    return f"{path}.{row.names[projection][0]}.weight"
+    path = re.sub(r"\(\?:([^|]*)\|[^)]*\)", r"\1", path)  # of several ways, the first
+    names = row.names.get(projection) or [n for n, held in row.fused.items() if projection in held]
+    return f"{path}.{names[0]}.weight"
 
 
 def _closest(wanted: str, names: Iterable[str]) -> str:

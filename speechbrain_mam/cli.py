@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from speechbrain_mam import __version__
 from speechbrain_mam.choices import LAYER_MAPS
-from speechbrain_mam.donor import ModelFolder
+from speechbrain_mam.donor import ModelFolder, open_donor
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.folders import check_output, new_folder
 from speechbrain_mam.plan import BIAS_POLICIES, DONOR_SCALES, MergePlan, make_plan
@@ -246,7 +246,7 @@ def _add_choices(
     """The arguments of :func:`speechbrain_mam.plan.make_plan`."""
     model = "a Hugging Face folder, or a name on the Hub or in its cache"
     parser.add_argument("target", metavar="TARGET", help=f"the speech model: {model}")
-    parser.add_argument("donor", metavar="DONOR", help=f"the text model: {model}")
+    parser.add_argument("donor", metavar="DONOR", help=f"the text or vision model: {model}")
     if with_lam:
         parser.add_argument(
             "--lam",
@@ -279,7 +279,7 @@ def _add_choices(
 
 
 def _open_folders(options: argparse.Namespace) -> tuple[ModelFolder, ModelFolder]:
-    return ModelFolder(resolve_model(options.target)), ModelFolder(resolve_model(options.donor))
+    return ModelFolder(resolve_model(options.target)), open_donor(options.donor)
 
 
 def _make_plan(options: argparse.Namespace, target: ModelFolder, donor: ModelFolder) -> MergePlan:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from speechbrain_mam.attention import AttentionIndex, architecture, index_attention
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.sources import resolve_model
+from speechbrain_mam.sources import known_config, resolve_model
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # is imported here only where a tensor is asked for.
 TensorKey = tuple[int, str, str]
 """``(layer, projection, kind)``, e.g. ``(3, "query", "weight")``."""
+
+_UNTOLD = object()
 
 
 class TensorSource(Protocol):
@@ -49,6 +51,8 @@ class ModelFolder:
     ---------
     path : Path
         The folder.
+    file : Path, optional
+        The one file to read in it, whatever else there is.
 
     Attributes
     ----------
@@ -71,9 +75,9 @@ class ModelFolder:
     'hubert'
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.config: dict[str, Any] = _read_json(path / "config.json")
+    def __init__(self, path: Path, file: Path | None = None):
+        self.path, self._file = path, file
+        self.config: dict[str, Any] = read_json(path / "config.json")
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in self.weight_files():
@@ -82,12 +86,14 @@ class ModelFolder:
 
     def weight_files(self) -> list[Path]:
         """The files that hold the weights; a shard that an index names must exist."""
+        if self._file is not None:
+            return [self._file]
         for single, index in (
             ("model.safetensors", "model.safetensors.index.json"),
             ("pytorch_model.bin", "pytorch_model.bin.index.json"),
         ):
             if (self.path / index).is_file():
-                weight_map = _read_json(self.path / index).get("weight_map")
+                weight_map = read_json(self.path / index).get("weight_map")
                 if not isinstance(weight_map, dict) or not weight_map:
                     raise MAMError(f"'{self.path / index}' has no 'weight_map' (tensor → shard)")
                 shards = sorted(set(weight_map.values()))
@@ -114,15 +120,39 @@ class ModelFolder:
 
     def attention(self) -> AttentionIndex:
         """Where this model's self-attention is."""
-        row = architecture(self.config.get("model_type"))
-        if row.heads not in self.config:
-            raise MAMError(f"'{self.path / 'config.json'}' has no '{row.heads}'")
-        heads = self.config[row.heads]
-        if not isinstance(heads, int):
-            raise MAMError(
-                f"'{self.path / 'config.json'}': expected a number as '{row.heads}', got {heads!r}"
-            )
+        model_type = self.config.get("model_type")
+        if model_type in (None, "timm_wrapper") and "architecture" in self.config:
+            model_type = "timm/" + str(self.config["architecture"]).partition("_")[0]
+        row = architecture(model_type)
+        heads: Any = self.config
+        for step in row.heads.split("."):
+            heads = heads.get(step, _UNTOLD) if isinstance(heads, dict) else _UNTOLD
+        if not isinstance(heads, int) and heads is not _UNTOLD:
+            raise MAMError(f"'{self.path}': expected a number as '{row.heads}', got {heads!r}")
+        heads = None if heads is _UNTOLD else heads
         return index_attention(self.shapes, row, heads, where=f"'{self.path}'")
+
+
+def open_donor(source: str | Path) -> ModelFolder:
+    """A donor's tensors: of a model folder, or of a single ``.safetensors`` or ``.onnx`` file.
+
+    Arguments
+    ---------
+    source : str or Path
+        Hub name, local folder or file, see :func:`speechbrain_mam.sources.resolve_model`. Beside a
+        file lies its ``config.json``.
+
+    Example
+    -------
+    >>> open_donor("speechbrain_mam/hubert-mini").attention().num_layers
+    4
+    """
+    path = resolve_model(source, files=(".safetensors", ".onnx"))
+    if path.suffix == ".onnx":
+        from speechbrain_mam.onnx_file import OnnxFile
+
+        return OnnxFile(path, known_config(source))
+    return ModelFolder(path.parent, path) if path.is_file() else ModelFolder(path)
 
 
 class Donor:
@@ -131,7 +161,7 @@ class Donor:
     Arguments
     ---------
     source : str or Path
-        Hub name or local folder, see :func:`speechbrain_mam.sources.resolve_model`.
+        Hub name, local folder or file, see :func:`open_donor`.
 
     Example
     -------
@@ -142,12 +172,14 @@ class Donor:
 
     def __init__(self, source: str | Path):
         self.name = str(source)
-        self.folder = ModelFolder(resolve_model(source))
+        self.folder = open_donor(source)
         self.index = self.folder.attention()
 
     def tensor(self, key: TensorKey) -> torch.Tensor:
         """One weight ``[hidden, hidden]`` or bias ``[hidden]``, widened to float32."""
-        return self.folder.read(self.index.tensors[key].name).float()
+        ref = self.index.tensors[key]
+        tensor = self.folder.read(ref.name)
+        return (tensor if ref.rows is None else tensor[slice(*ref.rows)]).float()
 
     def fingerprint(self, keys: Iterable[TensorKey]) -> str:
         """:func:`fingerprint` of these tensors."""
@@ -167,7 +199,7 @@ def fingerprint(source: TensorSource, keys: Iterable[TensorKey]) -> str:
     return digest.hexdigest()
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -193,9 +225,25 @@ def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
 def _load_bin(file: Path) -> dict[str, torch.Tensor]:
     import torch
 
+    state = load_checkpoint(file)
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise MAMError(f"'{file}' does not hold a state dict (name → tensor)")
+    return state
+
+
+def load_checkpoint(file: Path) -> Any:
+    """What ``torch.save`` wrote, as long as that is data: pickled code is refused.
+
+    Raises
+    ------
+    MAMError
+        If the file holds code, or is cut short.
+    """
+    import torch
+
     try:
         # Files from before torch 1.6 (bert-large-uncased's) are no zip archives: no mmap for them.
-        state = torch.load(
+        return torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
     except pickle.UnpicklingError as error:
@@ -205,6 +253,3 @@ def _load_bin(file: Path) -> dict[str, torch.Tensor]:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise MAMError(f"'{file}' is not a whole PyTorch checkpoint: {error}") from error
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise MAMError(f"'{file}' does not hold a state dict (name → tensor)")
-    return state

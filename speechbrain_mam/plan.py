@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from speechbrain_mam.attention import KINDS, AttentionIndex
+from speechbrain_mam.attention import KINDS, AttentionIndex, TensorRef
 from speechbrain_mam.choices import (
     Lam,
     LayerChoice,
@@ -29,7 +29,10 @@ DONOR_SCALES = ("none", "match_norm")
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One tensor of the target, the donor's tensor that is mixed into it, the target's share."""
+    """One tensor of the target, the donor's tensor that is mixed into it, the target's share.
+
+    ``donor_rows``: the rows (from, up to) of a donor's tensor that holds several projections.
+    """
 
     target: str
     donor: str
@@ -39,6 +42,7 @@ class PlanEntry:
     kind: str
     shape: tuple[int, ...]
     lam: float
+    donor_rows: tuple[int, int] | None = None
 
     @property
     def donor_key(self) -> TensorKey:
@@ -106,7 +110,7 @@ class MergePlan:
                     f"{entry.lam:.6g}",
                     shape,
                     entry.target,
-                    entry.donor,
+                    str(TensorRef(entry.donor, entry.shape, entry.donor_rows)),
                 )
             )
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -178,6 +182,12 @@ def make_plan(
             f"widths differ: target '{one.name}' is {list(one.shape)}, donor '{other.name}' is "
             f"{list(other.shape)}; choose a donor of width {target.hidden_size} (key 'donor')"
         )
+    for ref in target.tensors.values():
+        if ref.rows is not None:
+            raise MAMError(
+                f"the target's '{ref.name}' holds several projections in one tensor, which only a "
+                "donor's may: choose a target with separate query, key and value (key 'target')"
+            )
     chosen_projections = parse_projections(projections)
     for projection in chosen_projections:
         for index, role in ((target, target_name), (donor, donor_name)):
@@ -213,6 +223,7 @@ def make_plan(
                         kind=kind,
                         shape=ours.shape,
                         lam=lams[layer, projection],
+                        donor_rows=theirs.rows,
                     )
                 )
     return MergePlan(

@@ -204,6 +204,9 @@ def _rewrite(plan: MergePlan, files: Mapping[str, Path], donor: ModelFolder) -> 
             target = file.read(entry.target)
             source = theirs.get(donor.files[entry.donor])
             values = source.read(entry.donor) if source else _read_bin(donor, entry.donor)
+            if entry.donor_rows is not None:  # of a flat tensor
+                row = entry.shape[-1] if entry.kind == "weight" else 1
+                values = values[entry.donor_rows[0] * row : entry.donor_rows[1] * row]
             digest.update(repr((entry.donor_key, entry.shape)).encode())
             digest.update(values.astype("<f4", copy=False).tobytes())
             if plan.donor_scale == "match_norm":

