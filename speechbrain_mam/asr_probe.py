@@ -13,7 +13,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from tqdm import tqdm
 
-from speechbrain_mam.asr import speech_dataset
+from speechbrain_mam.asr_data import speech_dataset
 from speechbrain_mam.attention import find_attention
 from speechbrain_mam.donor import Donor
 from speechbrain_mam.errors import MAMError

@@ -17,7 +17,8 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 from speechbrain.utils.train_logger import TensorboardLogger
 
-from speechbrain_mam.asr import ASR, train_loader_options
+from speechbrain_mam.asr import ASR
+from speechbrain_mam.asr_data import train_loader_options
 from speechbrain_mam.brain import MAMBrain
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError

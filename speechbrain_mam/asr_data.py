@@ -1,0 +1,107 @@
+"""Speech as the recipes see it: audio, text, sets and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+import torch
+import torchaudio
+from speechbrain.dataio import audio_io
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.sampler import DynamicBatchSampler
+
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+
+
+@lru_cache(maxsize=8)
+def _resampler(source_hz: int, target_hz: int) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(source_hz, target_hz)
+
+
+def load_audio(file: str, sample_rate_hz: int) -> torch.Tensor:
+    """One recording as ``[samples]``, mixed down to one channel and resampled.
+
+    ``speechbrain.dataio.dataio.read_audio`` does neither.
+    """
+    signal, rate_hz = audio_io.load(file)
+    signal = signal.mean(0)
+    return signal if rate_hz == sample_rate_hz else _resampler(rate_hz, sample_rate_hz)(signal)
+
+
+def speech_dataset(manifest: Path, data_root: str, encoder: HubertCTC) -> DynamicItemDataset:
+    """The utterances of a manifest with ``id``, ``sig``, ``wrd`` and ``tokens``.
+
+    Arguments
+    ---------
+    manifest : Path
+        SpeechBrain's CSV with the columns ``ID, duration, wav, wrd``.
+    data_root : str
+        What ``$data_root`` in it stands for.
+    encoder : HubertCTC
+        Its sample rate and alphabet are what audio and text are brought to.
+    """
+
+    @sb.utils.data_pipeline.takes("wav")
+    @sb.utils.data_pipeline.provides("sig")
+    def audio_pipeline(wav):
+        return load_audio(wav, encoder.sample_rate)
+
+    @sb.utils.data_pipeline.takes("wrd")
+    @sb.utils.data_pipeline.provides("wrd", "tokens")
+    def text_pipeline(wrd):
+        yield wrd
+        yield torch.LongTensor(encoder.alphabet.encode(wrd))
+
+    return DynamicItemDataset.from_csv(
+        csv_path=str(manifest),
+        replacements={"data_root": data_root},
+        dynamic_items=[audio_pipeline, text_pipeline],
+        output_keys=["id", "sig", "wrd", "tokens"],
+    )
+
+
+def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:
+    """The train, valid and test sets of the manifests in ``save_folder``.
+
+    Training data are sorted, shuffled or batched by duration, as ``sorting`` and
+    ``dynamic_batching`` say; validation and test are sorted ascending, so that the composition of
+    test batches is fixed.
+    """
+    save_folder, data_root = Path(hparams["save_folder"]), str(hparams["data_folder"])
+    sets = {
+        split: speech_dataset(save_folder / f"{split}.csv", data_root, hparams["encoder"])
+        for split in ("train", "valid", "test")
+    }
+    sorting = hparams["sorting"]
+    if sorting not in ("ascending", "descending", "random"):
+        raise MAMError(f"key 'sorting': {sorting!r} is not one of ascending, descending, random")
+    if sorting != "random":
+        sets["train"] = sets["train"].filtered_sorted(
+            sort_key="duration", reverse=sorting == "descending"
+        )
+    sets["valid"] = sets["valid"].filtered_sorted(sort_key="duration")
+    sets["test"] = sets["test"].filtered_sorted(sort_key="duration")
+    return sets
+
+
+def train_loader_options(
+    hparams: Mapping[str, Any], train_set: DynamicItemDataset
+) -> dict[str, Any]:
+    """Keyword arguments of the training ``DataLoader``."""
+    options = dict(hparams["train_dataloader_opts"])
+    if not hparams["dynamic_batching"]:
+        options["shuffle"] = hparams["sorting"] == "random"
+        return options
+    sampler = DynamicBatchSampler(
+        train_set,
+        length_func=lambda item: float(item["duration"]),
+        **hparams["dynamic_batch_sampler"],
+    )
+    options.pop("batch_size", None)
+    return options | {"batch_sampler": sampler, "collate_fn": PaddedBatch}
