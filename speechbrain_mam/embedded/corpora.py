@@ -62,7 +62,7 @@ def mini_corpus(name: str = "mini_ljspeech", cache: Path | None = None) -> Path:
     Arguments
     ---------
     name : str
-        Name of an archive in the package, ``mini_ljspeech`` or ``mini_vctk``.
+        Name of an archive in the package: ``mini_ljspeech``, ``mini_vctk`` or ``mini_esc50``.
     cache : Path, optional
         Where to expand; ``cache_folder()`` by default.
 
@@ -72,7 +72,8 @@ def mini_corpus(name: str = "mini_ljspeech", cache: Path | None = None) -> Path:
         LJ Speech's layout: a folder with ``metadata.csv`` (``id|raw|normalised``) and
         ``wavs/ID.wav`` (16 kHz, 16-bit, mono). VCTK 0.92's: ``speaker-info.txt``,
         ``wav48_silence_trimmed/SPEAKER/ID_mic1.flac`` (48 kHz, 16-bit, mono) and
-        ``txt/SPEAKER/ID.txt``.
+        ``txt/SPEAKER/ID.txt``. ESC-50's: ``meta/esc50.csv`` and
+        ``audio/FOLD-SOURCE-TAKE-TARGET.wav`` (16 kHz, 16-bit, mono).
 
     Raises
     ------
@@ -113,7 +114,7 @@ def _expand(content: bytes, folder: Path) -> None:
     """Write the archive's texts to ``folder``, and its Opus files as their corpus has them.
 
     An archive without folders is LJ Speech's: each becomes ``wavs/ID.wav``. Any other has its
-    corpus's own folders, and FLAC in the place of Opus.
+    corpus's own folders, and in the place of Opus WAV in ``audio`` (ESC-50), else FLAC (VCTK).
     """
     utterances: list[tuple[Path, bytes]] = []
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
@@ -126,7 +127,7 @@ def _expand(content: bytes, folder: Path) -> None:
             if opus and path.parent == folder:
                 path = folder / "wavs" / f"{path.stem}.wav"
             elif opus:
-                path = path.with_suffix(".flac")
+                path = path.with_suffix(".wav" if path.parent.name == "audio" else ".flac")
             path.parent.mkdir(parents=True, exist_ok=True)
             if opus:
                 utterances.append((path, file.read()))
