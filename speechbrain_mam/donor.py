@@ -7,18 +7,15 @@ its self-attention in float32.
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
-import zipfile
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from speechbrain_mam.attention import AttentionIndex, architecture, index_attention
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.reading import load_bin, read_json, shapes_in
 from speechbrain_mam.sources import known_config, resolve_model
 
 if TYPE_CHECKING:
@@ -81,7 +78,7 @@ class ModelFolder:
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in self.weight_files():
-            for name, shape in _shapes_in(file).items():
+            for name, shape in shapes_in(file).items():
                 self.files[name], self.shapes[name] = file, shape
 
     def weight_files(self) -> list[Path]:
@@ -116,7 +113,7 @@ class ModelFolder:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as stream:
                 return stream.get_tensor(name)
-        return _load_bin(file)[name]
+        return load_bin(file)[name]
 
     def attention(self) -> AttentionIndex:
         """Where this model's self-attention is."""
@@ -197,59 +194,3 @@ def fingerprint(source: TensorSource, keys: Iterable[TensorKey]) -> str:
         digest.update(repr((key, tuple(tensor.shape))).encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MAMError(f"'{file}': no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MAMError(f"'{file}' is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise MAMError(f"'{file}': expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    if file.suffix != ".safetensors":
-        return {name: tuple(tensor.shape) for name, tensor in _load_bin(file).items()}
-    try:
-        with safe_open(file, framework="np") as stream:
-            return {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise MAMError(f"'{file}' is not a whole safetensors file: {error}") from error
-
-
-@lru_cache(maxsize=1)  # every tensor of a .bin comes with the whole file; mmap keeps it on disk
-def _load_bin(file: Path) -> dict[str, torch.Tensor]:
-    import torch
-
-    state = load_checkpoint(file)
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise MAMError(f"'{file}' does not hold a state dict (name → tensor)")
-    return state
-
-
-def load_checkpoint(file: Path) -> Any:
-    """What ``torch.save`` wrote, as long as that is data: pickled code is refused.
-
-    Raises
-    ------
-    MAMError
-        If the file holds code, or is cut short.
-    """
-    import torch
-
-    try:
-        # Files from before torch 1.6 (bert-large-uncased's) are no zip archives: no mmap for them.
-        return torch.load(
-            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
-    except pickle.UnpicklingError as error:
-        raise MAMError(
-            f"'{file}' holds pickled code and is not read. Convert it where you trust it: load the "
-            "model with transformers and call save_pretrained(folder), which writes safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise MAMError(f"'{file}' is not a whole PyTorch checkpoint: {error}") from error

@@ -54,7 +54,10 @@ class _MergedLinearFunction(torch.autograd.Function):
         }
         ctx.save_for_backward(x, weight, bias, donor_weight, donor_bias, lam)
         merged = torch.lerp(donor_weight, weight, _column(lam), out=_BUFFERS.get(weight, "merged"))
-        return F.linear(x, merged, _merge_bias(bias, donor_bias, lam))
+        projected = F.linear(x, merged, _merge_bias(bias, donor_bias, lam))
+        # Of three axes it is a view, which autograd lets nobody change in place; BEATs scales its
+        # queries so. The same memory under another name is no view.
+        return torch.ops.aten._unsafe_view(projected, projected.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

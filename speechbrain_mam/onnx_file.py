@@ -12,8 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechbrain_mam.donor import ModelFolder, read_json
+from speechbrain_mam.donor import ModelFolder
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.reading import read_json
 
 if TYPE_CHECKING:
     import torch

@@ -76,10 +76,13 @@ class PrefixCache:
             raise MAMError(f"no layer {first}: {index.num_layers} layers, from 0 on")
         self.first, self.limit, self.folder = first, int(limit_mb * 2**20), folder
         self._layer = target.get_submodule(layer_path(index, first))
-        below = [index.prefix + name for name in index.architecture.front]
+        modules = dict(target.named_modules())
+        front = [index.prefix + name for name in index.architecture.front]
+        below = [path for path in front if path in modules]
         below += [layer_path(index, layer) for layer in range(first)]
-        self._below = [target.get_submodule(path) for path in below]
+        self._below = [modules[path] for path in below]
         self._kept: dict[Any, list[Tensor] | Path] = {}
+        self._latest: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
         self._outputs: dict[Any, dict[nn.Module, Any]] = {}
         self._bytes = 0
         self._disk: tempfile.TemporaryDirectory | None = None
@@ -102,7 +105,7 @@ class PrefixCache:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._kept, self._outputs, self._bytes = {}, {}, 0
+        self._kept, self._latest, self._outputs, self._bytes = {}, {}, {}, 0
         if self._disk is not None:
             self._disk.cleanup()
 
@@ -155,15 +158,24 @@ class PrefixCache:
         return [hook.remove, *(lambda m=m: m.__dict__.pop("forward") for m in self._below)]
 
     def _store(self, key: Any, tensors: list[Tensor]) -> bool:
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        # What depends on lengths alone, as a position bias of frames × frames for each clip and
+        # head does, is the same in many batches and kept once.
+        tensors = [self._known(tensor) for tensor in tensors]
+        new = [t for t in tensors if t is not self._latest.get((t.shape, t.dtype))]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in new)
         if self._bytes + size <= self.limit:
             self._kept[key] = tensors
+            self._latest |= {(t.shape, t.dtype): t for t in new}
             self._bytes += size
         elif self._disk is not None:
             file = Path(self._disk.name) / f"{len(self._kept)}.safetensors"
             save_file({str(i): t.contiguous() for i, t in enumerate(tensors)}, file)
             self._kept[key] = file
         return key in self._kept
+
+    def _known(self, tensor: Tensor) -> Tensor:
+        latest = self._latest.get((tensor.shape, tensor.dtype))
+        return tensor if latest is None or not torch.equal(latest, tensor) else latest
 
     def _load(self, key: Any) -> list[Tensor]:
         kept = self._kept[key]

@@ -37,6 +37,21 @@ def test_gradients_agree_with_finite_differences(shape, with_bias):
     assert torch.autograd.gradcheck(forward, inputs)
 
 
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_the_output_may_be_changed_in_place(contiguous):
+    """As BEATs does with its queries; autograd refuses that on a view."""
+    torch.manual_seed(0)
+    linear, lam = nn.Linear(6, 4), nn.Parameter(torch.tensor([0.7]))
+    layer = MergedLinear(linear, torch.randn(4, 6), torch.randn(4), lam)
+    x = torch.randn(3, 2, 6) if contiguous else torch.randn(2, 3, 6).transpose(0, 1)
+    (3 * layer(x)).square().sum().backward()
+    expected, lam.grad = lam.grad, None
+    changed = layer(x)
+    changed *= 3
+    changed.square().sum().backward()
+    torch.testing.assert_close(lam.grad, expected)
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("constraint", ["project", "sigmoid"])
 def test_gradients_in_a_model_agree_with_plain_autograd(granularity, constraint, bert_folder):
