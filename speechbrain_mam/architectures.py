@@ -114,7 +114,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
     Architecture(
         "ViT (timm)",
-        ("timm/vit", "timm/deit", "timm/deit3"),
+        ("timm/vit", "timm/deit", "timm/deit3", "timm/flexivit"),
         r"blocks\.(?P<layer>\d+)\.attn",
         {"output": ("proj",)},
         heads="model_args.num_heads",
@@ -122,7 +122,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         # timm's configuration tells no number of heads. Heads are 64 wide, but for So400m's (1152),
         # huge's (1280), giant's (1408) and gigantic's (1664), which have 16 of them
         heads_of_width={
-            **{64 * heads: heads for heads in (3, 4, 5, 6, 8, 10, 12, 16, 24)},
+            **{64 * heads: heads for heads in (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 24)},
             **dict.fromkeys((1152, 1280, 1408, 1664), 16),
         },
     ),
