@@ -246,7 +246,7 @@ def test_bad_input_is_one_line_before_any_step(options, extra, message, parts, t
             "    granularty: !ref",
             "unexpected keyword argument 'granularty'",
         ),
-        ("lr: 0.0003", "learn_rate: 0.0003", 'The reference "lr" is not valid'),
+        ("lr: 0.0001", "learn_rate: 0.0001", 'The reference "lr" is not valid'),
     ],
 )
 def test_a_misspelt_yaml_key(old, new, message, parts, tmp_path):
