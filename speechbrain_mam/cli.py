@@ -246,7 +246,12 @@ def _add_choices(
     """The arguments of :func:`speechbrain_mam.plan.make_plan`."""
     model = "a Hugging Face folder, or a name on the Hub or in its cache"
     parser.add_argument("target", metavar="TARGET", help=f"the speech model: {model}")
-    parser.add_argument("donor", metavar="DONOR", help=f"the text or vision model: {model}")
+    parser.add_argument(
+        "donor",
+        metavar="DONOR",
+        help=f"the text or vision model: {model}, or a .safetensors or .onnx file beside its "
+        "config.json",
+    )
     if with_lam:
         parser.add_argument(
             "--lam",

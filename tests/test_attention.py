@@ -5,7 +5,7 @@ import torch
 from conftest import FAMILIES, build_speech_model
 
 from speechbrain_mam import MAMError, find_attention, index_attention
-from speechbrain_mam.attention import ARCHITECTURES, architecture
+from speechbrain_mam.attention import ARCHITECTURES, PROJECTIONS, architecture
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 
 
@@ -72,5 +72,43 @@ def test_an_unknown_family_gets_a_hint():
 
 
 def test_no_model_type_stands_in_two_rows():
-    names = [name for row in ARCHITECTURES for name in row.model_types]
+    names = [name for row in ARCHITECTURES for name in (*row.model_types, *row.classes)]
     assert len(names) == len(set(names))
+
+
+def test_every_row_can_be_recognised_and_names_every_projection():
+    for row in ARCHITECTURES:
+        assert row.model_types or row.classes, row.name
+        fused = {projection for held in row.fused.values() for projection in held}
+        assert fused | set(row.names) == set(PROJECTIONS), row.name
+        assert not fused & set(row.names), row.name
+
+
+def test_a_fused_tensor_is_one_reference_for_each_projection():
+    shapes = {"blocks.0.attn.qkv.weight": (12, 4), "blocks.0.attn.qkv.bias": (12,)}
+    index = index_attention(shapes, architecture("timm/vit"), heads=2)
+    assert (index.hidden_size, index.has("output")) == (4, False)
+    key = index.tensors[0, "key", "weight"]
+    assert (key.shape, key.rows, str(key)) == ((4, 4), (4, 8), "blocks.0.attn.qkv.weight[4:8]")
+    assert index.tensors[0, "value", "bias"].rows == (8, 12)
+    with pytest.raises(MAMError, match=r"named like 'blocks\.0\.attn\.qkv\.weight'"):
+        index_attention({"x": (4, 4)}, architecture("timm/vit"), heads=2)
+    with pytest.raises(MAMError, match=r"like 'encoder\.layer\.0\.attention\.attention\.query\.w"):
+        index_attention({"x": (4, 4)}, architecture("vit"), heads=2)
+
+
+def test_a_class_is_recognised_without_being_imported():
+    """By its full name, and that of any base: a stranger of the same short name is none."""
+    row = next(row for row in ARCHITECTURES if row.classes)
+    module, _, name = row.classes[0].rpartition(".")
+    base = type(name, (torch.nn.Module,), {"__module__": module})
+    encoder = type("Mine", (base,), {})()
+    attention = torch.nn.ModuleDict({f"{p}_proj": torch.nn.Linear(4, 4) for p in "qkv"})
+    layers = torch.nn.ModuleList([torch.nn.ModuleDict({"self_attn": attention})])
+    encoder.encoder = torch.nn.ModuleDict({"layers": layers})
+    encoder.cfg = type("Cfg", (), {"encoder_attention_heads": 2})()
+    index = find_attention(torch.nn.ModuleList([encoder]))
+    assert (index.architecture, index.heads, index.prefix) == (row, 2, "0.")
+    stranger = type(name, (torch.nn.Module,), {"__module__": "elsewhere"})()
+    with pytest.raises(MAMError, match=r"or is a speechbrain\.lobes\.models\.beats\.BEATs"):
+        find_attention(stranger)

@@ -106,6 +106,16 @@ def test_a_wheel_with_another_file_is_refused(monkeypatch):
         resolve_model(name)
 
 
+def test_a_single_file_is_a_donor_and_no_folder(bert_folder, tmp_path):
+    keys, file = [(0, "query", "weight")], bert_folder / "model.safetensors"
+    assert Donor(file).fingerprint(keys) == Donor(bert_folder).fingerprint(keys)
+    with pytest.raises(MAMError, match=r"model\.safetensors' is a single file, which only a donor"):
+        resolve_model(file)
+    (tmp_path / "bert.pt").write_bytes(b"")
+    with pytest.raises(MAMError, match=r"bert\.pt' is a single file, expected one of \.safetens"):
+        Donor(tmp_path / "bert.pt")
+
+
 def test_a_name_that_is_nowhere_says_what_was_tried():
     with pytest.raises(MAMError, match="neither in local folders, the Hugging Face cache"):
         resolve_model("nobody/no-such-model")
