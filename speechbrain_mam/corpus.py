@@ -1,4 +1,4 @@
-"""What every speech corpus needs before training: clean text, sound audio, a manifest.
+"""What every corpus needs before training: sound audio, manifests, and clean text for speech.
 
 Each error names the utterance and the file. Nothing is written before everything has been checked.
 """
@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import soundfile
 from speechbrain.utils.logger import get_logger
@@ -23,6 +24,9 @@ logger = get_logger(__name__)
 
 MIN_DURATION_S = 0.1
 """Shorter recordings hold no word; the front end's receptive field alone is 0.025 s."""
+
+DONE = "prepared.json"
+"""Written last: what the manifests beside it were made from."""
 
 _SPELLED_OUT = {
     "&": " and ",
@@ -85,13 +89,13 @@ def normalize_text(text: str, alphabet: CTCAlphabet, where: str) -> str:
     return alphabet.case(words)
 
 
-def check_audio(file: Path, where: str) -> tuple[float, int]:
+def check_audio(file: Path, where: str, shortest_s: float = MIN_DURATION_S) -> tuple[float, int]:
     """Duration in seconds and number of channels of a readable recording.
 
     Raises
     ------
     MAMError
-        If the file is missing, not audio, cut short, or shorter than :data:`MIN_DURATION_S`.
+        If the file is missing, not audio, cut short, or shorter than ``shortest_s``.
     """
     if not file.is_file():
         raise MAMError(f"{where}: '{file}': no such file")
@@ -102,11 +106,11 @@ def check_audio(file: Path, where: str) -> tuple[float, int]:
             whole = frames == 0 or (sound.seek(frames - 1) >= 0 and len(sound.read(1)) == 1)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise MAMError(f"{where}: '{file}' is not readable audio: {error}") from error
-    if not whole or _riff_is_cut(file):
+    if not whole or _riff_is_cut(file) or _ogg_is_cut(file):
         raise MAMError(f"{where}: '{file}' is cut short: its header promises more than it holds")
-    if frames / rate < MIN_DURATION_S:
+    if frames / rate < shortest_s:
         raise MAMError(
-            f"{where}: '{file}' lasts {frames / rate:.3f} s, expected at least {MIN_DURATION_S} s"
+            f"{where}: '{file}' lasts {frames / rate:.3f} s, expected at least {shortest_s} s"
         )
     return frames / rate, channels
 
@@ -118,6 +122,20 @@ def _riff_is_cut(file: Path) -> bool:
     declared = int.from_bytes(head[4:8], "little") + 8
     streamed = declared >= 0xFFFFFFFF  # written by a pipe that did not know the length
     return head[:4] == b"RIFF" and not streamed and declared > file.stat().st_size + 1
+
+
+def _ogg_is_cut(file: Path) -> bool:
+    """libsndfile takes the last page that is there for the end; the real one says that it is."""
+    longest_page = 27 + 255 + 255 * 255
+    with file.open("rb") as stream:
+        if stream.read(4) != b"OggS":
+            return False
+        stream.seek(max(0, file.stat().st_size - longest_page))
+        rest = stream.read()
+    page = rest[rest.rfind(b"OggS") :]
+    segments = page[26] if len(page) > 26 else 255
+    whole = len(page) >= 27 + segments + sum(page[27 : 27 + segments])
+    return not (whole and page[5] & 0x04)
 
 
 def write_manifests(
@@ -148,44 +166,92 @@ def write_manifests(
     MAMError
         For the first utterance that cannot be used, or if ``save_folder`` holds another corpus.
     """
-    done = save_folder / "prepared.json"
     identity = {
         "data_folder": str(data_folder.resolve()),
         "corpus": corpus_id,
         "alphabet": "".join(sorted(alphabet.letters)),
         "utterances": {name: len(utterances) for name, utterances in splits.items()},
     }
-    if done.is_file():
-        found = json.loads(done.read_text(encoding="utf-8"))
-        if found == identity:
-            logger.info("the manifests in %s are up to date", save_folder)
-            return
-        changed = [key for key in identity if found.get(key) != identity[key]]
-        raise MAMError(
-            f"'{save_folder}' was prepared with another {', '.join(changed)} "
-            f"({', '.join(str(found.get(key)) for key in changed)}): choose another --output_folder"
-        )
+    if is_prepared(save_folder, identity):
+        return
     for name, utterances in splits.items():
         if not utterances:
             raise MAMError(f"'{data_folder}': the {name} split is empty; the corpus is too small")
     rows = {
         name: _checked(utterances, data_folder, alphabet) for name, utterances in splits.items()
     }
-    save_folder.mkdir(parents=True, exist_ok=True)
-    for name, content in rows.items():
+    save_tables(rows, save_folder, identity)
 
-        def write(part: Path, content: list[dict[str, str]] = content) -> None:
+
+def is_prepared(save_folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether the manifests of this very preparation are already there.
+
+    Arguments
+    ---------
+    save_folder : Path
+        Where the manifests go.
+    identity : mapping of str to object
+        What the manifests depend on, as JSON has it: folder, corpus, options, counts.
+
+    Raises
+    ------
+    MAMError
+        If ``save_folder`` holds the manifests of another one.
+    """
+    done = save_folder / DONE
+    if not done.is_file():
+        return False
+    found = json.loads(done.read_text(encoding="utf-8"))
+    if found == identity:
+        logger.info("the manifests in %s are up to date", save_folder)
+        return True
+    changed = [key for key in identity if found.get(key) != identity[key]]
+    raise MAMError(
+        f"'{save_folder}' was prepared with another {', '.join(changed)} "
+        f"({', '.join(str(found.get(key)) for key in changed)}): choose another --output_folder"
+    )
+
+
+def save_tables(
+    tables: Mapping[str, Sequence[Mapping[str, str]]],
+    save_folder: Path,
+    identity: Mapping[str, Any],
+    what: str = "utterances",
+) -> None:
+    """Write ``{name}.csv`` of each table, and last the note that makes :func:`is_prepared` true.
+
+    Arguments
+    ---------
+    tables : mapping of str to sequence of mapping
+        Rows by name; no table is empty, all rows have the same columns, ``duration`` (in seconds)
+        among them.
+    save_folder : Path
+        Where the manifests go; made if it is not there.
+    identity : mapping of str to object
+        What the manifests depend on.
+    what : str
+        What a row is, for the log.
+    """
+    save_folder.mkdir(parents=True, exist_ok=True)
+    for name, content in tables.items():
+
+        def write(part: Path, content: Sequence[Mapping[str, str]] = content) -> None:
             with part.open("w", newline="", encoding="utf-8") as stream:
-                table = csv.DictWriter(stream, ["ID", "duration", "wav", "spk_id", "wrd"])
+                table = csv.DictWriter(stream, list(content[0]))
                 table.writeheader()
                 table.writerows(content)
 
         write_beside(save_folder / f"{name}.csv", write)
         hours = sum(float(row["duration"]) for row in content) / 3600
-        logger.info("%s: %d utterances, %.2f h", name, len(content), hours)
-    write_beside(
-        done, lambda part: part.write_text(json.dumps(identity, indent=2), encoding="utf-8")
-    )
+        logger.info("%s: %d %s, %.2f h", name, len(content), what, hours)
+    note = json.dumps(identity, indent=2)
+    write_beside(save_folder / DONE, lambda part: part.write_text(note, encoding="utf-8"))
+
+
+def warn_of_channels(recordings: int) -> None:
+    """Say once how many recordings have several channels, if any has."""
+    if recordings:
+        logger.warning("%d recordings have several channels: they are mixed down", recordings)
 
 
 def _checked(
@@ -207,6 +273,5 @@ def _checked(
                 "wrd": words,
             }
         )
-    if mixed_down:
-        logger.warning("%d recordings have several channels: they are mixed down", mixed_down)
+    warn_of_channels(mixed_down)
     return rows
