@@ -137,7 +137,10 @@ def test_zeroshot_search(parts, tmp_path):
     for name in content["results"]:
         assert (out / f"utterances_{name.replace(' ', '_')}.json").is_file()
     sweep = json.loads((out / "sweep.json").read_text())
-    assert sum(p["control"] == "none" for p in sweep["points"]) == 1 + 4 + 3
+    tried = [(p["lam"], tuple(p["layers"])) for p in sweep["points"] if p["control"] == "none"]
+    assert len(tried) == len(set(tried)) >= 1 + 4 + 2  # λ = 1, two subsets, greedy's first layers
+    swept = {lam for lam, layers in tried if list(layers) == sweep["chosen"]["layers"]}
+    assert swept == {0.2, 0.8}, "the chosen subset at every λ"
     assert sum(p["control"] == "random" for p in sweep["points"]) == 2
     assert all(len(p["errors"]) == len(sweep["ids"]) == 4 for p in sweep["points"])
     merged = [p for p in sweep["points"] if p["control"] == "none" and p["lam"] != 1]

@@ -114,7 +114,7 @@ def plot_sweep(sweep: Sweep, title: str) -> bytes:
         axes.set_xlabel("λ, the target's share (1 = untouched)")
         axes.set_ylabel(f"WER %, {sweep.split}")
         axes.grid(alpha=0.3)
-    _cut_far_controls(grid, merged, untouched)
+    _cut_far_points(grid, merged, untouched)
     figure.suptitle(title, fontsize=11)
     figure.legend(
         labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, fontsize=8.5
@@ -122,17 +122,19 @@ def plot_sweep(sweep: Sweep, title: str) -> bytes:
     return _png(figure)
 
 
-def _cut_far_controls(grid: list[Axes], points: list[Point], untouched: Point | None) -> None:
-    """A control that breaks the model would flatten the line that matters."""
+def _cut_far_points(grid: list[Axes], points: list[Point], untouched: Point | None) -> None:
+    """Merges and controls that break the model would flatten the lines where the choice is made."""
     ours = [p for p in points if p.control == NO_CONTROL] + ([untouched] if untouched else [])
     if not ours:
         return
     bounds = np.array([rate_interval(p.counts) for p in ours])
-    top = bounds[:, 0].min() + 2.5 * np.ptp(bounds)
+    bottom, top = bounds[:, 0].min(), bounds[:, 0].min() + 2.5 * np.ptp(bounds)
+    if untouched is not None:
+        top = min(top, 2 * error_rate(untouched.counts))
     far = max(error_rate(p.counts) for p in points)
-    if far > top:
+    if far > top > bottom:
         for axes in grid:
-            axes.set_ylim(bounds[:, 0].min() - 0.1 * np.ptp(bounds), top)
+            axes.set_ylim(bottom - 0.05 * (top - bottom), top)
             axes.set_ylabel(f"{axes.get_ylabel()} (cut; highest {far:.1f})")
 
 
