@@ -131,11 +131,11 @@ def search_and_test(brain: ASR, datasets: Mapping[str, Any], method: str) -> dic
     _write(folder / "probe.json", found.as_dict())
     if wanted.greedy:
         first = choose(points).point
-        tried, kept = greedy(sweep, found.ranking(), first.lam, first.donor)
-        points += tried
-        if kept:
-            points += sweep.run(points_of(grid, {"greedy": kept}, [first.donor]))
-    # Greedy subsets may be among the others; the first name stays.
+        points += greedy(sweep, found.ranking(), first.lam, first.donor)[0]
+    # The best subset with every λ, whichever way it was found
+    best = choose(points).point
+    points += sweep.run(points_of(grid, {best.subset: best.layers}, [best.donor]))
+    # A greedy subset may be among the others; the first name stays.
     points = list({scored.point.key: scored for scored in reversed(points)}.values())[::-1]
     best = choose(points).point
     for control in controls:
