@@ -117,5 +117,17 @@ def error_rate(scored: Scored, units: Sequence[int]) -> float:
 
 
 def choose(results: Iterable[Scored]) -> Scored:
-    """The point with the fewest errors; of equal ones the gentlest: larger λ, fewer layers."""
-    return min(results, key=lambda s: (sum(s.errors), -s.point.lam, len(s.point.layers)))
+    """The point with the fewest errors; of equal ones the gentlest: larger λ, fewer layers.
+
+    Then the lower layers, so that the choice does not hang on the order of the points.
+    """
+    return min(
+        results,
+        key=lambda s: (
+            sum(s.errors),
+            -s.point.lam,
+            len(s.point.layers),
+            s.point.layers,
+            s.point.donor,
+        ),
+    )
