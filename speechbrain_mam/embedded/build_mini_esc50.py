@@ -10,7 +10,6 @@ It writes ``data/mini_esc50.tar`` in ESC-50's layout, with Ogg-Opus in the place
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_mam.embedded.build_mini_ljspeech import to_opus, write_archive
+from speechbrain_mam.embedded.build_mini_ljspeech import run_builder, to_opus, write_archive
 from speechbrain_mam.embedded.sound_events import CLASSES
 from speechbrain_mam.embedded.sound_scenes import CLIP_S, CORPUS_SEED, recording
 from speechbrain_mam.embedded.sound_tools import RATE_HZ, to_samples
@@ -117,15 +116,5 @@ def build(path: Path) -> float:
     return minutes
 
 
-def main() -> None:
-    """Read the command line and build."""
-    parser = argparse.ArgumentParser(description="Make the mini ESC-50 corpus.")
-    default = Path(__file__).parent / "data" / "mini_esc50.tar"
-    parser.add_argument("--out", type=Path, default=default)
-    path = parser.parse_args().out
-    minutes = build(path)
-    print(f"{path}: {minutes:.1f} minutes, {path.stat().st_size / 1e6:.2f} MB")
-
-
 if __name__ == "__main__":
-    main()
+    run_builder("mini_esc50", build)

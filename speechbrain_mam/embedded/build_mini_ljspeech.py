@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import tarfile
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -108,10 +109,10 @@ def build(path: Path) -> float:
     return duration_s / 60
 
 
-def main() -> None:
-    """Read the command line and build."""
-    parser = argparse.ArgumentParser(description="Make the mini LJ corpus.")
-    default = Path(__file__).parent / "data" / "mini_ljspeech.tar"
+def run_builder(name: str, build: Callable[[Path], float]) -> None:
+    """Read ``--out``, the packaged archive by default, and build a corpus into it."""
+    parser = argparse.ArgumentParser(description=f"Make the corpus {name}.")
+    default = Path(__file__).parent / "data" / f"{name}.tar"
     parser.add_argument("--out", type=Path, default=default)
     path = parser.parse_args().out
     minutes = build(path)
@@ -119,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_builder("mini_ljspeech", build)

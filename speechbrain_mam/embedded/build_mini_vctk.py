@@ -10,11 +10,15 @@ It writes ``data/mini_vctk.tar`` in VCTK 0.92's layout, with Ogg-Opus in the pla
 
 from __future__ import annotations
 
-import argparse
 from functools import lru_cache
 from pathlib import Path
 
-from speechbrain_mam.embedded.build_mini_ljspeech import corpus_sentences, to_opus, write_archive
+from speechbrain_mam.embedded.build_mini_ljspeech import (
+    corpus_sentences,
+    run_builder,
+    to_opus,
+    write_archive,
+)
 from speechbrain_mam.embedded.grammar import sentences
 from speechbrain_mam.embedded.synthesise import SAMPLE_RATE_HZ, synthesise
 from speechbrain_mam.embedded.voices import MINI_VCTK_VOICES
@@ -106,15 +110,5 @@ def build(path: Path) -> float:
     return duration_s / 60
 
 
-def main() -> None:
-    """Read the command line and build."""
-    parser = argparse.ArgumentParser(description="Make the mini VCTK corpus.")
-    default = Path(__file__).parent / "data" / "mini_vctk.tar"
-    parser.add_argument("--out", type=Path, default=default)
-    path = parser.parse_args().out
-    minutes = build(path)
-    print(f"{path}: {minutes:.1f} minutes, {path.stat().st_size / 1e6:.2f} MB")
-
-
 if __name__ == "__main__":
-    main()
+    run_builder("mini_vctk", build)
