@@ -199,17 +199,13 @@ def _place() -> tuple[int, int]:
     return 0, 1
 
 
-def greedy(
-    sweep: Sweep, ranking: Sequence[int], lam: float, donor: str
-) -> tuple[list[Scored], tuple[int, ...]]:
+def greedy(sweep: Sweep, ranking: Sequence[int], lam: float, donor: str) -> list[Scored]:
     """Add layers in the order of a ranking; keep each one that lowers the error.
 
     Returns
     -------
     list of Scored
         Every subset that was tried.
-    tuple of int
-        The layers that were kept.
     """
     tried: list[Scored] = sweep.run([Point(1.0, (), donor)])
     best = sum(tried[0].errors)
@@ -220,4 +216,4 @@ def greedy(
         tried.append(scored)
         if sum(scored.errors) < best:
             best, kept = sum(scored.errors), subset
-    return tried[1:], kept
+    return tried[1:]

@@ -131,7 +131,7 @@ def search_and_test(brain: ASR, datasets: Mapping[str, Any], method: str) -> dic
     _write(folder / "probe.json", found.as_dict())
     if wanted.greedy:
         first = choose(points).point
-        points += greedy(sweep, found.ranking(), first.lam, first.donor)[0]
+        points += greedy(sweep, found.ranking(), first.lam, first.donor)
     # The best subset with every λ, whichever way it was found
     best = choose(points).point
     points += sweep.run(points_of(grid, {best.subset: best.layers}, [best.donor]))
