@@ -43,6 +43,7 @@ from speechbrain_mam.embedded.hubert_mini_model import (
 )
 from speechbrain_mam.embedded.whisper_init import WhisperTeacher, load_encoder_layers
 from speechbrain_mam.embedded.whisper_positions import hold_positions, place_positions
+from speechbrain_mam.precision import fast_precision
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ def main() -> None:
         hparams=hparams,
         run_opts={
             "device": "cpu",
-            "precision": "bf16",
+            "precision": fast_precision(),
             "max_grad_norm": 1.0,
             "skip_nonfinite_grads": True,
             "noprogressbar": True,
