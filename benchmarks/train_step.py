@@ -9,7 +9,8 @@ Nothing is downloaded: target and donor have the shapes of HuBERT-base and BERT-
 weights. A step is forward + CTC loss + backward + AdamW (and λ's Adam and projection), without the
 data pipeline and gradient clipping, which would only dilute the differences. The variants:
 
-plain             this project's fine-tuning (HubertCTC: front end without backward, no layerdrop)
+plain             this project's fine-tuning: HubertCTC (front end without backward, no layerdrop),
+                  fused AdamW
 mam               the same + LearnableMAM
 parametrize       the same + torch.nn.utils.parametrize, the merge as a parametrization
 functional_call   the same + torch.func.functional_call over a dict of merged tensors

@@ -109,7 +109,9 @@ class Variant:
         self.model.train()
         ours = {id(lam) for lam in self.lams}
         rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in ours]
-        self.optimizers = [torch.optim.AdamW(rest, lr=1e-5, weight_decay=0.01)]
+        # fused, as in this project's YAMLs; the stock recipes leave torch's default
+        fused = None if isinstance(self.model, StockCTC) else True
+        self.optimizers = [torch.optim.AdamW(rest, lr=1e-5, weight_decay=0.01, fused=fused)]
         if self.lams:
             self.optimizers.append(torch.optim.Adam(self.lams, lr=2e-3))
         return self

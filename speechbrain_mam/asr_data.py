@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import speechbrain as sb
 import torch
-import torchaudio
-from speechbrain.dataio import audio_io
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 
+from speechbrain_mam.audio import load_audio
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-
-
-@lru_cache(maxsize=8)
-def _resampler(source_hz: int, target_hz: int) -> torchaudio.transforms.Resample:
-    return torchaudio.transforms.Resample(source_hz, target_hz)
-
-
-def load_audio(file: str, sample_rate_hz: int) -> torch.Tensor:
-    """One recording as ``[samples]``, mixed down to one channel and resampled.
-
-    ``speechbrain.dataio.dataio.read_audio`` does neither.
-    """
-    signal, rate_hz = audio_io.load(file)
-    signal = signal.mean(0)
-    return signal if rate_hz == sample_rate_hz else _resampler(rate_hz, sample_rate_hz)(signal)
 
 
 def speech_dataset(manifest: Path, data_root: str, encoder: HubertCTC) -> DynamicItemDataset:

@@ -19,6 +19,7 @@ def fast_precision() -> str:
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        told = getattr(torch.cpu, "get_capabilities", dict)()  # not in every supported torch
+        # not in every supported torch
+        told: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = any(told.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return "bf16" if fast else "fp32"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import speechbrain as sb
+import torch.distributed as dist
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
@@ -17,13 +18,13 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 from speechbrain.utils.train_logger import TensorboardLogger
 
-from speechbrain_mam.asr import ASR
 from speechbrain_mam.asr_data import train_loader_options
 from speechbrain_mam.brain import MAMBrain
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plots import write_beside
 from speechbrain_mam.report import write_report
+from speechbrain_mam.task import TaskBrain
 from speechbrain_mam.zeroshot import KEYS as SEARCH_KEYS
 from speechbrain_mam.zeroshot import read_search, search_and_test
 
@@ -63,7 +64,8 @@ def load_recipe(
         if f"--{key}" not in given:
             arguments += [f"--{key}", str(value)]
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
-    ddp_init_group(run_opts)
+    if not (dist.is_available() and dist.is_initialized()):  # a recipe may train several times
+        ddp_init_group(run_opts)
     try:
         with open(hparams_file, encoding="utf-8") as stream:
             hparams = load_hyperpyyaml(stream, overrides)
@@ -88,7 +90,8 @@ def load_recipe(
         raise MAMError(f"'{hparams_file}': {' '.join(str(part) for part in error.args)}") from error
     searched = SEARCH_KEYS if hparams.get("search") else ()
     check_keys(hparams, [*needed, *searched])
-    hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
+    if not hparams.get("download"):  # what is to be downloaded need not be there
+        hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
     return hparams, run_opts, hparams_file, overrides
 
 
@@ -138,7 +141,7 @@ def tensorboard_logger(use: bool, save_dir: str) -> TensorboardLogger | None:
 
 
 def run_stages(
-    brain: ASR, hparams: Mapping[str, Any], datasets: Mapping[str, DynamicItemDataset]
+    brain: TaskBrain, hparams: Mapping[str, Any], datasets: Mapping[str, DynamicItemDataset]
 ) -> None:
     """What follows once the trainer stands: the untouched model, training, the test, the summary.
 
@@ -148,7 +151,7 @@ def run_stages(
 
     Arguments
     ---------
-    brain : ASR
+    brain : TaskBrain
         With the model, and the merge stage done.
     hparams : mapping
         What the YAML gave.

@@ -15,7 +15,6 @@ from typing import Any
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.asr import ASR
 from speechbrain_mam.choices import one_of
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plots import write_beside
@@ -31,6 +30,7 @@ from speechbrain_mam.points import (
 )
 from speechbrain_mam.probe import Probe, probe
 from speechbrain_mam.search import Sweep, greedy
+from speechbrain_mam.task import TaskBrain
 
 logger = get_logger(__name__)
 
@@ -82,25 +82,24 @@ def read_search(hparams: Mapping[str, Any], num_layers: int) -> Wanted:
     )
 
 
-def search_and_test(brain: ASR, datasets: Mapping[str, Any], method: str) -> dict[str, dict]:
-    """Choose λ, layers and donor on the validation set; test the choice and its controls.
+def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> tuple[Sweep, Point]:
+    """Choose λ, layers and donor on the validation set.
 
-    Writes ``probe.json``, ``sweep.json``, the usual files of each test and ``merge_plan.txt`` of
-    what was chosen into the output folder. The chosen merge is left in the model.
+    Writes ``probe.json`` and ``sweep.json`` into the output folder. The model is left unmerged.
 
     Arguments
     ---------
-    brain : ASR
+    brain : TaskBrain
         With a ``mam`` whose λ is fixed.
-    datasets : mapping
-        ``valid`` and ``test``.
-    method : str
-        What the chosen merge's test is called; a control's is ``{method} control {control}``.
+    valid : DynamicItemDataset
+        The validation set.
+    with_controls : bool
+        Whether the controls are swept beside the choice.
 
     Returns
     -------
-    dict
-        The metrics of each test.
+    tuple
+        The sweep, and the best merge, which may be worse than none.
 
     Raises
     ------
@@ -111,14 +110,16 @@ def search_and_test(brain: ASR, datasets: Mapping[str, Any], method: str) -> dic
     assert mam is not None
     folder = Path(hparams.output_folder)
     wanted = read_search(vars(hparams), mam.plan.target_layers)
-    grid, donors, controls = wanted.grid, wanted.donors, wanted.controls
+    grid, donors = wanted.grid, wanted.donors
+    controls = wanted.controls if with_controls else []
 
-    batches = brain.batches(datasets["valid"])
+    batches = brain.batches(valid)
+    manifest = (Path(hparams.save_folder) / "valid.csv").read_text(encoding="utf-8")
     sweep = Sweep(
         mam,
         lambda around: brain.score(batches, around),
         folder / "sweep",
-        data_id=(Path(hparams.save_folder) / "valid.csv").read_text(encoding="utf-8"),
+        data_id=manifest + brain.sweep_identity(),
         cache_mb=hparams.cache_mb,
         cache_folder=Path(hparams.cache_folder) if hparams.cache_folder else None,
         progress=not brain.noprogressbar,
@@ -142,9 +143,35 @@ def search_and_test(brain: ASR, datasets: Mapping[str, Any], method: str) -> dic
         sweep.title = f"control {control}"
         points += sweep.run(points_of(grid, {best.subset: best.layers}, [best.donor], control))
     chosen = choose([untouched, *(s for s in points if s.point.control == "none")]).point
-    _write(folder / "sweep.json", _as_json(sweep, [untouched, *points], best, chosen))
-    _tell(sweep, untouched, points, best, chosen, found)
+    content = _as_json(sweep, brain.metric, [untouched, *points], best, chosen)
+    _write(folder / "sweep.json", content)
+    _tell(sweep, brain, untouched, points, best, chosen, found)
+    return sweep, best
 
+
+def search_and_test(brain: TaskBrain, datasets: Mapping[str, Any], method: str) -> dict[str, dict]:
+    """:func:`search` on the validation set; test the choice and its controls.
+
+    Writes the usual files of each test and ``merge_plan.txt`` of what was chosen. The chosen merge
+    is left in the model.
+
+    Arguments
+    ---------
+    brain : TaskBrain
+        With a ``mam`` whose λ is fixed.
+    datasets : mapping
+        ``valid`` and ``test``.
+    method : str
+        What the chosen merge's test is called; a control's is ``{method} control {control}``.
+
+    Returns
+    -------
+    dict
+        The metrics of each test.
+    """
+    sweep, best = search(brain, datasets["valid"])
+    assert brain.mam is not None
+    controls = read_search(vars(brain.hparams), brain.mam.plan.target_layers).controls
     results = {}
     for control in (*controls, "none"):
         sweep.apply(Point(best.lam, best.layers, best.donor, control))
@@ -154,13 +181,15 @@ def search_and_test(brain: ASR, datasets: Mapping[str, Any], method: str) -> dic
     return {method: results.pop(method), **results}
 
 
-def _as_json(sweep: Sweep, points: Iterable[Scored], best: Point, chosen: Point) -> dict[str, Any]:
+def _as_json(
+    sweep: Sweep, metric: str, points: Iterable[Scored], best: Point, chosen: Point
+) -> dict[str, Any]:
     return {
         "split": "valid",
         "ids": sweep.ids,
         "words": sweep.units,
         "points": [
-            {**asdict(s.point), "WER": error_rate(s, sweep.units), "errors": s.errors}
+            {**asdict(s.point), metric: error_rate(s, sweep.units), "errors": s.errors}
             for s in points
         ],
         "chosen": asdict(best),
@@ -176,6 +205,7 @@ def _write(file: Path, content: dict[str, Any]) -> None:
 
 def _tell(
     sweep: Sweep,
+    brain: TaskBrain,
     untouched: Scored,
     points: list[Scored],
     best: Point,
@@ -185,9 +215,9 @@ def _tell(
     """The search in a few lines of the log."""
     if not if_main_process():
         return
-    lines = ["", f"First-order probe on the validation set ({len(sweep.ids)} utterances):"]
+    lines = ["", f"First-order probe on the validation set ({len(sweep.ids)} {brain.units}):"]
     lines += [f"  {line}" for line in str(found).splitlines()]
-    lines.append(f"Validation WER: untouched {error_rate(untouched, sweep.units):.2f}")
+    lines.append(f"Validation {brain.metric}: unmerged {error_rate(untouched, sweep.units):.2f}")
     for scored in sorted(points, key=lambda s: sum(s.errors)):
         p = scored.point
         if p.control == "none":
@@ -195,5 +225,5 @@ def _tell(
             lines.append(f"  {error_rate(scored, sweep.units):6.2f}  {name}, {p.donor}")
     lines.append(f"Tested: λ {best.lam:g} in layers {', '.join(map(str, best.layers))}")
     if chosen.lam == 1:
-        lines.append("  No merge was better than the untouched model on validation data.")
+        lines.append("  No merge was better than none on validation data.")
     logger.info("\n".join(lines))

@@ -127,13 +127,13 @@ def test_stereo_is_mixed_down_and_said_once(corpus, tmp_path, caplog):
         prepare(corpus, tmp_path)
     said = [record.getMessage() for record in caplog.records if "mixed down" in record.getMessage()]
     assert said == ["2 recordings have several channels: they are mixed down"]
-    from speechbrain_mam.asr_data import load_audio
+    from speechbrain_mam.audio import load_audio
 
     assert load_audio(str(corpus / "wavs" / "XX001-0001.wav"), 16000).shape == (8000,)
 
 
 def test_resampling(tmp_path):
-    from speechbrain_mam.asr_data import load_audio
+    from speechbrain_mam.audio import load_audio
 
     time = np.arange(22050) / 22050
     soundfile.write(tmp_path / "tone.wav", 0.5 * np.sin(2 * np.pi * 440 * time), 22050)

@@ -6,6 +6,7 @@ Source: Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", arXiv
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,6 +50,9 @@ class BEATsEncoder(nn.Module):
     gradient_decay : float, optional
         In backward, each layer passes this share of its gradient down: layer-wise decay for
         optimizers that see the gradient's size. λ's gradient shrinks with it. None takes the cfg's.
+    fbank_augment : callable, optional
+        Applied to the filter banks ``[B, frames, 128]`` in training, where zero is their mean:
+        SpecAugment, for example.
 
     Raises
     ------
@@ -84,6 +88,7 @@ class BEATsEncoder(nn.Module):
         dropout: float | None = None,
         layerdrop: float = 0.0,
         gradient_decay: float | None = 1.0,
+        fbank_augment: Callable[[Tensor], Tensor] | None = None,
     ):
         super().__init__()
         one_of("trainable", trainable, TRAINABLE)
@@ -101,6 +106,7 @@ class BEATsEncoder(nn.Module):
         self.cfg, self.freeze = cfg, freeze
         self.fbank_mean, self.fbank_std = fbank_mean, fbank_std
         self.model = build_beats(cfg, state, file)
+        self.model.fbank_augment = fbank_augment
         self.width: int = cfg["encoder_embed_dim"]
         self.model.requires_grad_(trainable == "all" and not freeze)
         if cfg["layer_norm_first"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class BEATsModel(BEATs):
             torch.save({"cfg": {**cfg, "finetuned_model": False}, "model": None}, file)
             super().__init__(str(file), freeze=False)
         self.filter_banks = FilterBanks(MEL_BINS)
+        self.fbank_augment: Callable[[Tensor], Tensor] | None = None
 
     def load_state_dict(self, state_dict, *args, **options):
         """As of any module; the None of the constructor loads nothing."""
@@ -59,8 +60,10 @@ class BEATsModel(BEATs):
     def preprocess(
         self, source: Tensor, fbank_mean: float = 15.41663, fbank_std: float = 6.55582
     ) -> Tensor:
-        """Filter banks ``[B, frames, 128]`` of waveforms ``[B, samples]``."""
+        """Filter banks ``[B, frames, 128]`` of ``[B, samples]``, in training augmented."""
         fbank = (self.filter_banks(source) - fbank_mean) / (2 * fbank_std)
+        if self.training and self.fbank_augment is not None:
+            fbank = self.fbank_augment(fbank)
         return fbank.to(self.patch_embedding.weight.dtype)
 
 

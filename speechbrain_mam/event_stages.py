@@ -1,0 +1,117 @@
+"""The stages of one test fold of an audio-event recipe, once the trainer stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from speechbrain.dataio.dataset import DynamicItemDataset
+
+from speechbrain_mam.audio_events import AudioEvents
+from speechbrain_mam.choices import one_of
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.recipe import summarize
+from speechbrain_mam.zeroshot import read_search, search, search_and_test
+
+MERGE_INTO = ("untouched", "finetuned", "pretrained")
+"""What a zero-shot merge goes into: the untouched encoder, with nothing trained but the linear
+classifier; the fine-tuned classifier; or the pretrained encoder, before it is fine-tuned."""
+
+Datasets = Mapping[str, DynamicItemDataset]
+
+
+def run_fold(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets) -> None:
+    """Test the untouched encoder, train, merge, test, and say what came out.
+
+    The untouched encoder has a linear classifier, fitted to the training clips' fixed features;
+    fine-tuning starts from it. λ, layers, penalty and epoch are chosen on validation clips.
+
+    Arguments
+    ---------
+    brain : AudioEvents
+        With the model, and the merge stage done.
+    hparams : mapping
+        What the YAML gave.
+    datasets : mapping
+        ``train``, ``valid`` and ``test``.
+
+    Raises
+    ------
+    MAMError
+        If ``merge_into`` or the search's keys say nothing that can be done.
+    """
+    mam, method = brain.mam, hparams["method"]
+    fixed = mam is not None and not mam.learnable
+    if fixed:
+        _check_merge(brain, hparams)
+    results: dict[str, dict[str, float]] = {}
+    with mam.taken_back() if mam is not None else nullcontext():
+        brain.fit_classifier(datasets["train"], datasets["valid"])
+    results["untouched"] = brain.test(datasets["test"], "untouched", untouched=True)
+    if fixed:
+        results |= _merge(brain, hparams, datasets)
+    else:
+        _fit(brain, hparams, datasets)
+        results[method] = brain.test(datasets["test"], method)
+    summarize(brain, results)
+
+
+def _check_merge(brain: AudioEvents, hparams: Mapping[str, Any]) -> None:
+    """A mistake is told before any work."""
+    assert brain.mam is not None
+    into = str(hparams.get("merge_into"))
+    one_of("merge_into", into, MERGE_INTO)
+    if (into == "untouched") != (hparams["number_of_epochs"] == 0):
+        raise MAMError(
+            f"key 'merge_into': '{into}' with number_of_epochs {hparams['number_of_epochs']}; "
+            "expected 0 epochs for 'untouched', and some to fine-tune for the others"
+        )
+    if hparams["search"]:
+        read_search(hparams, brain.mam.plan.target_layers)
+
+
+def _merge(
+    brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets
+) -> dict[str, dict[str, float]]:
+    """A zero-shot merge, before or after fine-tuning; the metrics of each test."""
+    mam, method, results = brain.mam, hparams["method"], {}
+    assert mam is not None
+    into = hparams["merge_into"]
+    if into == "finetuned":
+        with mam.taken_back(), _as_plain(brain):
+            _fit(brain, hparams, datasets)
+            results["finetune"] = brain.test(datasets["test"], "finetune")
+    if into != "pretrained":
+        if hparams["search"]:
+            return results | search_and_test(brain, datasets, method)
+        return results | {method: brain.test(datasets["test"], method)}
+    if hparams["search"]:
+        # Its controls would have to be fine-tuned too: runs of their own, with --control.
+        sweep, best = search(brain, datasets["valid"], with_controls=False)
+        sweep.apply(best)
+        brain.write_plan()
+    with _as_plain(brain):  # the merged weights are the encoder's own from here on
+        brain.fit_classifier(datasets["train"], datasets["valid"])
+        _fit(brain, hparams, datasets)
+        return {method: brain.test(datasets["test"], method)}
+
+
+def _fit(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets) -> None:
+    brain.fit(
+        hparams["epoch_counter"],
+        datasets["train"],
+        datasets["valid"],
+        train_loader_kwargs={"shuffle": True, **hparams["train_dataloader_opts"]},
+        valid_loader_kwargs=hparams["valid_dataloader_opts"],
+    )
+
+
+@contextmanager
+def _as_plain(brain: AudioEvents) -> Iterator[None]:
+    """Within the block the Brain knows of no merge; the weights are what they are."""
+    mam, brain.mam = brain.mam, None
+    try:
+        yield
+    finally:
+        brain.mam = mam
