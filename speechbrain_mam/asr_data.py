@@ -12,8 +12,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 
-from speechbrain_mam.audio import load_audio
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.audio import load_audio, sort_by_duration
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 
 
@@ -61,13 +60,7 @@ def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:
         split: speech_dataset(save_folder / f"{split}.csv", data_root, hparams["encoder"])
         for split in ("train", "valid", "test")
     }
-    sorting = hparams["sorting"]
-    if sorting not in ("ascending", "descending", "random"):
-        raise MAMError(f"key 'sorting': {sorting!r} is not one of ascending, descending, random")
-    if sorting != "random":
-        sets["train"] = sets["train"].filtered_sorted(
-            sort_key="duration", reverse=sorting == "descending"
-        )
+    sets["train"] = sort_by_duration(sets["train"], hparams["sorting"])
     sets["valid"] = sets["valid"].filtered_sorted(sort_key="duration")
     sets["test"] = sets["test"].filtered_sorted(sort_key="duration")
     return sets

@@ -1,4 +1,4 @@
-"""Recordings as models want them: one channel at their sample rate."""
+"""Recordings as models want them, and in the order in which they are wanted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from functools import lru_cache
 import torch
 import torchaudio
 from speechbrain.dataio import audio_io
+from speechbrain.dataio.dataset import DynamicItemDataset
+
+from speechbrain_mam.choices import one_of
 
 
 @lru_cache(maxsize=8)
@@ -22,3 +25,17 @@ def load_audio(file: str, sample_rate_hz: int) -> torch.Tensor:
     signal, rate_hz = audio_io.load(file)
     signal = signal.mean(0)
     return signal if rate_hz == sample_rate_hz else _resampler(rate_hz, sample_rate_hz)(signal)
+
+
+def sort_by_duration(dataset: DynamicItemDataset, sorting: str) -> DynamicItemDataset:
+    """A training set sorted ``ascending`` or ``descending``, or as it is to be drawn at ``random``.
+
+    Raises
+    ------
+    MAMError
+        If ``sorting`` is something else.
+    """
+    one_of("sorting", sorting, ("ascending", "descending", "random"))
+    if sorting == "random":
+        return dataset
+    return dataset.filtered_sorted(sort_key="duration", reverse=sorting == "descending")

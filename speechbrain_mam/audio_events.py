@@ -24,6 +24,7 @@ KEYS = [
     *("seed", "method", "fold", "results_folder", "output_folder", "save_folder", "data_folder"),
     *("encoder", "classifier", "num_classes", "modules", "epoch_counter", "number_of_epochs"),
     *("lr", "lr_layer_decay", "max_grad_norm", "mixup", "roll", "label_smoothing", "train_logger"),
+    "sorting",
     *("classification_stats", "train_dataloader_opts", "valid_dataloader_opts"),
     *("test_dataloader_opts", "lr_annealing", "valid_share", "download"),
 ]

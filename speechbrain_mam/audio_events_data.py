@@ -12,7 +12,7 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from speechbrain_mam.audio import load_audio
+from speechbrain_mam.audio import load_audio, sort_by_duration
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.beats import BEATsEncoder
 
@@ -88,10 +88,15 @@ def event_dataset(manifest: Path, data_root: str, encoder: BEATsEncoder) -> Dyna
 
 
 def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:
-    """The train, valid and test sets of the manifests in ``save_folder``."""
+    """The train, valid and test sets of the manifests in ``save_folder``.
+
+    Training clips are drawn at random or sorted, as ``sorting`` says; validation and test keep the
+    corpus's order, so that the composition of test batches is fixed.
+    """
     folder, data_root = Path(hparams["save_folder"]), str(hparams["data_folder"])
     check_classes(class_names(folder), hparams)
-    return {
+    sets = {
         split: event_dataset(folder / f"{split}.csv", data_root, hparams["encoder"])
         for split in SPLITS
     }
+    return {**sets, "train": sort_by_duration(sets["train"], hparams["sorting"])}

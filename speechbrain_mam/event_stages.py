@@ -102,7 +102,10 @@ def _fit(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets) -> 
         hparams["epoch_counter"],
         datasets["train"],
         datasets["valid"],
-        train_loader_kwargs={"shuffle": True, **hparams["train_dataloader_opts"]},
+        train_loader_kwargs={
+            **hparams["train_dataloader_opts"],
+            "shuffle": hparams["sorting"] == "random",
+        },
         valid_loader_kwargs=hparams["valid_dataloader_opts"],
     )
 

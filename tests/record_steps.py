@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from speechbrain_mam.asr import ASR
+from speechbrain_mam.task import TaskBrain
 
 
 def record(out: Path, kill_after: int) -> None:
-    """Let the ASR Brain write down every step into `out`, and die after `kill_after` of them."""
+    """Let the Brain write down every step into `out`, and die after `kill_after` of them."""
     steps: list[torch.Tensor] = []
-    original = ASR.on_fit_batch_end
-    checked = ASR._should_save_intra_epoch_ckpt
+    original = TaskBrain.on_fit_batch_end
+    checked = TaskBrain._should_save_intra_epoch_ckpt
 
     def on_fit_batch_end(self, *args):
         original(self, *args)
@@ -32,8 +32,8 @@ def record(out: Path, kill_after: int) -> None:
             os._exit(9)
         return checked(self, *args)
 
-    ASR.on_fit_batch_end = on_fit_batch_end
-    ASR._should_save_intra_epoch_ckpt = die_after_checkpoint
+    TaskBrain.on_fit_batch_end = on_fit_batch_end
+    TaskBrain._should_save_intra_epoch_ckpt = die_after_checkpoint
 
 
 if __name__ == "__main__":

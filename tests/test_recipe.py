@@ -70,10 +70,10 @@ def run(arguments, launcher=(sys.executable,), script=(TRAIN,), check=True, **en
     return done
 
 
-def record(tmp_path, name, arguments, launcher=(sys.executable,), **options):
+def record(tmp_path, name, arguments, launcher=(sys.executable,), recipe=TRAIN, **options):
     folder = tmp_path / f"steps_{name}"
     folder.mkdir(exist_ok=True)
-    script = (str(REPO / "tests" / "record_steps.py"), str(folder), TRAIN)
+    script = (str(REPO / "tests" / "record_steps.py"), str(folder), recipe)
     done = run(arguments, launcher, script, **options)
     return [torch.load(file) for file in sorted(folder.glob("rank*.pt"))], done
 
