@@ -98,11 +98,11 @@ def test_figures_are_those_of_the_runs(report, experiment):
     sd = (sum((wer - mean) ** 2 for wer in wers) / 2) ** 0.5
     assert f"| finetune | 3 | {mean:.2f} ± {sd:.2f} |" in report.table
     untouched = json.loads((experiment[0] / "results.json").read_text())["results"]["untouched"]
-    words = row(report, "finetune", "untouched").words
+    words = row(report, "finetune", "untouched").main
     assert words.relative_change == pytest.approx(100 * (mean / untouched["WER"] - 1))
     assert words.n_seeds == 3 and words.seeds.low < words.difference < words.seeds.high
-    assert row(report, "mam_learnable", "finetune").words.n_seeds == 3
-    chars = row(report, "finetune", "untouched").chars
+    assert row(report, "mam_learnable", "finetune").main.n_seeds == 3
+    chars = row(report, "finetune", "untouched").comparisons["CER"]
     assert chars.before == pytest.approx(untouched["CER"])
 
 
@@ -266,7 +266,7 @@ def test_a_sweep_with_gaps_is_still_drawn(tmp_path):
     write_run(tmp_path / "run", {"mam_zeroshot": TestSet().utterances(0.5, 0)}, "mam_zeroshot")
     shutil.copy(tmp_path / "sweep.json", tmp_path / "run")
     run = read_run(tmp_path / "run")
-    assert plot_sweep(run.sweep, "WER against λ").startswith(b"\x89PNG")
+    assert plot_sweep(run.sweeps[""], "WER against λ").startswith(b"\x89PNG")
     assert "No run tested the untouched model" in said(make_report([tmp_path / "run"], FAST))
 
 
@@ -282,7 +282,7 @@ def test_sets_of_layers_that_a_greedy_search_tried_are_kept_apart(tmp_path):
         content["untouched_was_better"] = True
 
     change(tmp_path / "run", "sweep.json", edit)
-    sweep = read_run(tmp_path / "run").sweep
+    sweep = read_run(tmp_path / "run").sweeps[""]
     subsets = {point.subset for point in sweep.points}
     assert subsets == {"all", *(f"greedy ({i})" for i in range(4))}
     assert sweep.chosen["subset"] == "greedy (2)"

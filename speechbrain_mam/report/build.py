@@ -10,6 +10,7 @@ from pathlib import Path
 from speechbrain_mam import __version__
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plots import write_beside
+from speechbrain_mam.report.classes import classes_section
 from speechbrain_mam.report.data import as_csv, as_dict
 from speechbrain_mam.report.document import (
     Block,
@@ -20,6 +21,7 @@ from speechbrain_mam.report.document import (
     to_markdown,
 )
 from speechbrain_mam.report.figures import plot_differences
+from speechbrain_mam.report.folds import folds_section, has_folds
 from speechbrain_mam.report.runs import FINETUNE, UNTOUCHED, Run, read_runs
 from speechbrain_mam.report.sections import (
     lambdas_section,
@@ -36,13 +38,8 @@ from speechbrain_mam.report.systems import (
     find,
     group,
 )
-from speechbrain_mam.report.text import (
-    comparison_table,
-    controls_table,
-    how_to_read,
-    summary,
-    systems_table,
-)
+from speechbrain_mam.report.tables import comparison_table, controls_table, systems_table
+from speechbrain_mam.report.text import how_to_read, summary
 
 TITLE = "Multimodal Attention Merging: what it was worth"
 
@@ -108,16 +105,17 @@ def make_report(folders: Iterable[Path | str], n_resamples: int = N_RESAMPLES) -
     for title, table in tables:
         blocks += [Heading(title), table]
     if every or controls:
-        alt = "Differences of WER with their intervals"
+        alt = f"Differences of {systems[0].task.main} with their intervals"
         png = plot_differences([*every, *controls])
         blocks.append(Picture("report_differences.png", png, alt))
+    blocks += folds_section(systems, [*every, *controls])
     blocks += [
         *sweeps_section(runs, n_resamples),
         *lambdas_section(runs, systems),
         *probes_section(runs),
     ]
-    blocks += utterances_section(systems, untouched, finetuned)
-    blocks += how_to_read(n_resamples)
+    blocks += [*classes_section(systems), *utterances_section(systems)]
+    blocks += how_to_read(systems[0].task, has_folds(systems), n_resamples)
     printed = "\n\n".join(table_to_markdown(table) for _, table in tables)
     return Report(runs, systems, [*every, *controls], blocks, printed)
 

@@ -112,13 +112,19 @@ def seed_interval(differences: Sequence[float], level: float = LEVEL) -> Interva
     >>> round(low, 2), round(high, 2)
     (-4.48, 0.48)
     """
-    mean, sd = mean_and_sd(differences)
-    if sd is None:
+    interval = t_interval(differences, level)
+    if interval is None:
         raise MAMError("an interval over seeds needs at least two seeds")
+    return interval
+
+
+def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
+    """Student's t interval of a mean; ``None`` for one value."""
+    mean, sd = mean_and_sd(values)
+    if sd is None:
+        return None
     half = (
-        float(np.asarray(stats.t.ppf((1 + level) / 2, len(differences) - 1)))
-        * sd
-        / len(differences) ** 0.5
+        float(np.asarray(stats.t.ppf((1 + level) / 2, len(values) - 1))) * sd / len(values) ** 0.5
     )
     return Interval(mean - half, mean + half)
 

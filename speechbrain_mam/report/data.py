@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from speechbrain_mam import __version__
+from speechbrain_mam.report.classes import class_errors, class_names, confusion
+from speechbrain_mam.report.folds import ByFold, differences_by_fold, has_folds, rates_by_fold
 from speechbrain_mam.report.runs import Run
-from speechbrain_mam.report.statistics import LEVEL, Comparison
+from speechbrain_mam.report.statistics import LEVEL
 from speechbrain_mam.report.systems import Row, System
-
-_UNITS = {"WER": "words", "CER": "chars"}
+from speechbrain_mam.report.tasks import CLASSIFICATION, TASKS
 
 
 def as_dict(
@@ -21,7 +22,9 @@ def as_dict(
     """What ``report.json`` holds: runs, systems and comparisons.
 
     Rates are in percent, differences in percentage points. A ``p`` of 0 means less than
-    1/``n_resamples``.
+    1/``n_resamples``. Where the test set has folds, ``folds`` holds the rate or difference of each,
+    and ``folds_mean`` and the like are over folds. ``classes`` holds, for each class, its number of
+    clips, its error and what its clips were taken for, the mean over seeds.
     """
     return {
         "speechbrain_mam": __version__,
@@ -45,7 +48,8 @@ def as_dict(
                 "control": system.control,
                 "donor": system.donor,
                 "seeds": [seed for seed in system.evaluations if seed is not None],
-                **{name: _rate(system, unit, n_resamples) for name, unit in _UNITS.items()},
+                **{name: _rate(system, name, n_resamples) for name in system.task.names},
+                **_classes(system),
             }
             for system in systems
         ],
@@ -54,7 +58,7 @@ def as_dict(
                 "system": row.system.name,
                 "against": row.against.name,
                 "verdict": row.verdict,
-                **{name: _figures(getattr(row, unit)) for name, unit in _UNITS.items()},
+                **{name: _figures(row, name) for name in row.comparisons},
             }
             for row in rows
         ],
@@ -70,14 +74,15 @@ def as_csv(content: Mapping[str, Any]) -> str:
         What :func:`as_dict` returned.
     """
     lines: list[dict[str, Any]] = []
-    for metric in _UNITS:
+    known = {name for task in TASKS for name in task.names}
+    for metric in (name for name in content["systems"][0] if name in known):
         for system in content["systems"]:
             names = {"system": system["name"], "against": "", "metric": metric}
-            lines.append({**names, "n_seeds": len(system["seeds"]) or 1, **system[metric]})
+            lines.append({**names, "n_seeds": len(system["seeds"]) or 1, **_flat(system[metric])})
         for row in content["comparisons"]:
             names = {"system": row["system"], "against": row["against"], "metric": metric}
-            said = {"verdict": row["verdict"]} if metric == "WER" else {}
-            lines.append({**names, **row[metric], **said})
+            said = {"verdict": row["verdict"]} if metric in {task.main for task in TASKS} else {}
+            lines.append({**names, **_flat(row[metric]), **said})
     stream = io.StringIO()
     keys = dict.fromkeys(key for line in lines for key in line)
     table = csv.DictWriter(stream, list(keys), lineterminator="\n")
@@ -86,15 +91,53 @@ def as_csv(content: Mapping[str, Any]) -> str:
     return stream.getvalue()
 
 
-def _rate(system: System, unit: str, n_resamples: int) -> dict[str, float | None]:
-    rate = system.rate(unit, n_resamples)
+def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
+    folds = {f"fold {fold}": value for fold, value in figures.get("folds", {}).items()}
+    return {key: value for key, value in figures.items() if key != "folds"} | folds
+
+
+def _rate(system: System, metric: str, n_resamples: int) -> dict[str, Any]:
+    rate = system.rate(metric, n_resamples)
     low, high = rate.interval
-    return {"mean": rate.mean, "sd": rate.sd, "low": low, "high": high}
+    values: dict[str, Any] = {"mean": rate.mean, "sd": rate.sd, "low": low, "high": high}
+    if metric == system.task.main and has_folds([system]):
+        found = rates_by_fold(system)
+        values |= {"folds": _by_fold(found), "folds_mean": found.mean, "folds_sd": found.sd}
+    return values
 
 
-def _figures(comparison: Comparison) -> dict[str, Any]:
+def _figures(row: Row, metric: str) -> dict[str, Any]:
+    comparison = row.comparisons[metric]
     values = dict(vars(comparison))
     low, high = values.pop("interval")
     seeds_low, seeds_high = values.pop("seeds") or (None, None)
     values |= {"low": low, "high": high, "seeds_low": seeds_low, "seeds_high": seeds_high}
-    return values | {"relative_change": comparison.relative_change}
+    values |= {"relative_change": comparison.relative_change}
+    if metric == row.system.task.main and has_folds([row.system]):
+        found = differences_by_fold(row.against, row.system)
+        folds_low, folds_high = found.interval or (None, None)
+        values |= {"folds": _by_fold(found), "folds_mean": found.mean, "folds_sd": found.sd}
+        values |= {"folds_low": folds_low, "folds_high": folds_high}
+    return values
+
+
+def _by_fold(found: ByFold) -> dict[str, float]:
+    return {str(fold): value for fold, value in found.values.items()}
+
+
+def _classes(system: System) -> dict[str, Any]:
+    if system.task is not CLASSIFICATION:
+        return {}
+    names = class_names([system])
+    counts = confusion(system, names)
+    return {
+        "classes": {
+            name: {
+                "clips": round(row.sum()),
+                "error": error,
+                "taken_for": {names[i]: row[i] for i in row.nonzero()[0]},
+            }
+            for name, row, error in zip(names, counts, class_errors(counts).tolist(), strict=True)
+            if row.any()
+        }
+    }

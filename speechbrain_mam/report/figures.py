@@ -31,42 +31,43 @@ HEADS_SHOWN = 24
 
 
 def plot_differences(rows: Sequence[Row]) -> bytes:
-    """Each comparison's difference with its intervals, over utterances and over seeds.
+    """Each comparison's difference with its intervals, over utterances (clips) and over seeds.
 
     Arguments
     ---------
     rows : sequence of Row
         All of them, in the order of the tables.
     """
-    figure, (axes,) = _figure(8.6, 1.35 + 0.36 * len(rows), 1)
+    figure, (axes,) = new_figure(8.6, 1.35 + 0.36 * len(rows), 1)
+    task = rows[0].system.task
     for y, row in enumerate(rows):
-        words = row.words
-        colour = COLOURS.get(direction(words), GREY)
-        if direction(words) == "lower" and row.verdict.endswith(NO_BETTER):
+        found = row.main
+        colour = COLOURS.get(direction(found), GREY)
+        if direction(found) == "lower" and row.verdict.endswith(NO_BETTER):
             colour = NO_GAIN
-        if words.seeds is not None:
-            axes.plot(words.seeds, [y + 0.18] * 2, color=colour, lw=1.2, ls=":")
-        axes.plot(words.interval, [y, y], color=colour, lw=2.4, solid_capstyle="butt")
-        axes.plot(words.difference, y, "o", color=colour, ms=6)
+        if found.seeds is not None:
+            axes.plot(found.seeds, [y + 0.18] * 2, color=colour, lw=1.2, ls=":")
+        axes.plot(found.interval, [y, y], color=colour, lw=2.4, solid_capstyle="butt")
+        axes.plot(found.difference, y, "o", color=colour, ms=6)
     axes.axvline(0, color="black", lw=0.8)
     labels = [f"{row.system.name}  −  {row.against.name}" for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     figure.supxlabel(
-        "difference of WER, percentage points; left of 0: fewer errors\n"
-        "bar: 95 % over utterances; dotted: 95 % over seeds\n"
+        f"difference of {task.main}, percentage points; left of 0: fewer errors\n"
+        f"bar: 95 % over {task.items}; dotted: 95 % over seeds\n"
         "green: lower; red: higher; grey: within chance; ochre: no better than the random donor",
         fontsize=9,
     )
     axes.grid(axis="x", alpha=0.3)
-    return _png(figure)
+    return to_png(figure)
 
 
-def plot_sweep(sweep: Sweep, title: str) -> bytes:
-    """WER against λ: one panel a donor and subset of layers, each control its own line.
+def plot_sweep(sweep: Sweep, title: str, metric: str = "WER") -> bytes:
+    """An error rate against λ: one panel a donor and subset of layers, each control its own line.
 
-    The band is the merge's 95 % interval over utterances; the horizontal line is the untouched
-    model, which is also where every line ends at λ = 1.
+    The band is the merge's 95 % interval over utterances (clips); the horizontal line is the
+    untouched model, which is also where every line ends at λ = 1.
 
     Arguments
     ---------
@@ -74,6 +75,8 @@ def plot_sweep(sweep: Sweep, title: str) -> bytes:
         Points on validation data.
     title : str
         Above the panels.
+    metric : str
+        The rate's name.
     """
     merged = [p for p in sweep.points if not p.untouched]
     untouched = next((p for p in sweep.points if p.untouched), None)
@@ -91,15 +94,15 @@ def plot_sweep(sweep: Sweep, title: str) -> bytes:
         panels = [(None, "all")]
     columns = min(2, len(panels))
     height = -(-len(panels) // columns)
-    figure, grid = _figure(
+    figure, grid = new_figure(
         6.4 if columns == 1 else 10.5, 0.9 + 3.7 * height, len(panels), columns, True
     )
     labelled: dict[str, Any] = {}
     for axes, (donor, subset) in zip(grid, panels, strict=True):
         if untouched is not None:
-            wer = error_rate(untouched.counts)
-            line = axes.axhline(wer, color="black", ls="--", lw=1)
-            labelled.setdefault(f"untouched: {wer:.2f} %", line)
+            rate = error_rate(untouched.counts)
+            line = axes.axhline(rate, color="black", ls="--", lw=1)
+            labelled.setdefault(f"untouched: {rate:.2f} %", line)
         here = [p for p in merged if _belongs(p, donors, donor, subset)]
         for control in dict.fromkeys([NO_CONTROL, *CONTROL_STYLES, *(p.control for p in here)]):
             line = _plot_line(axes, [p for p in here if p.control == control], untouched, control)
@@ -112,14 +115,18 @@ def plot_sweep(sweep: Sweep, title: str) -> bytes:
         several = len({d for d, _ in panels}) > 1
         axes.set_title(f"layers: {subset}" + (f", {donor}" if several else ""), fontsize=10)
         axes.set_xlabel("λ, the target's share (1 = untouched)")
-        axes.set_ylabel(f"WER %, {sweep.split}")
+        axes.set_ylabel(f"{metric} %, {sweep.split}")
         axes.grid(alpha=0.3)
     _cut_far_points(grid, merged, untouched)
     figure.suptitle(title, fontsize=11)
     figure.legend(
-        labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, fontsize=8.5
+        labelled.values(),
+        labelled.keys(),
+        loc="outside lower center",
+        ncols=3 if columns == 1 else 4,
+        fontsize=8.5,
     )
-    return _png(figure)
+    return to_png(figure)
 
 
 def _cut_far_points(grid: list[Axes], points: list[Point], untouched: Point | None) -> None:
@@ -148,13 +155,13 @@ def _plot_line(axes: Axes, points: list[Point], untouched: Point | None, control
         return None
     points = sorted([*points, *([untouched] if untouched else [])], key=lambda p: p.lam)
     lams = [p.lam for p in points]
-    wers = [error_rate(p.counts) for p in points]
+    rates = [error_rate(p.counts) for p in points]
     if control == NO_CONTROL:
         intervals = np.array([rate_interval(p.counts) for p in points])
         axes.fill_between(lams, *intervals.T, color=MERGE, alpha=0.15, lw=0)
-        return axes.plot(lams, wers, "o-", color=MERGE, lw=2.2, ms=5, zorder=3)[0]
+        return axes.plot(lams, rates, "o-", color=MERGE, lw=2.2, ms=5, zorder=3)[0]
     colour, marker = CONTROL_STYLES.get(control, (GREY, "x"))
-    return axes.plot(lams, wers, color=colour, marker=marker, lw=1.1, ms=4, alpha=0.9)[0]
+    return axes.plot(lams, rates, color=colour, marker=marker, lw=1.1, ms=4, alpha=0.9)[0]
 
 
 def plot_final_lambdas(systems: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
@@ -166,7 +173,7 @@ def plot_final_lambdas(systems: Mapping[str, Sequence[Mapping[str, float]]]) -> 
         For each system one dict a seed: λ by layer.
     """
     names = list(dict.fromkeys(n for runs in systems.values() for run in runs for n in run))
-    figure, (axes,) = _figure(max(6.4, 1.5 + 0.42 * len(names)), 3.9, 1)
+    figure, (axes,) = new_figure(max(6.4, 1.5 + 0.42 * len(names)), 3.9, 1)
     styles = [(MERGE, "o"), *CONTROL_STYLES.values()]
     for i, (system, runs) in enumerate(systems.items()):
         colour, marker = styles[i % len(styles)]
@@ -181,7 +188,7 @@ def plot_final_lambdas(systems: Mapping[str, Sequence[Mapping[str, float]]]) -> 
     axes.set_ylabel("λ, the target's share")
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
-    return _png(figure)
+    return to_png(figure)
 
 
 def plot_probe(probe: Mapping[str, Any]) -> bytes:
@@ -195,8 +202,8 @@ def plot_probe(probe: Mapping[str, Any]) -> bytes:
     kinds = [kind for kind in ("layers", "projections", "heads") if probe.get(kind)]
     shown = {k: sorted(probe[k], key=lambda r: r["score"])[:HEADS_SHOWN] for k in kinds}
     longest = max((len(rows) for rows in shown.values()), default=1)
-    figure, grid = _figure(3.6 * max(len(kinds), 1), 1.4 + 0.25 * max(longest, 5), len(kinds) or 1,
-                           len(kinds) or 1)  # fmt: skip
+    panels, height = len(kinds) or 1, 1.4 + 0.25 * max(longest, 5)
+    figure, grid = new_figure(3.6 * panels, height, panels, panels)
     for axes, kind in zip(grid, kinds, strict=False):
         rows = shown[kind]
         labels = [
@@ -218,12 +225,13 @@ def plot_probe(probe: Mapping[str, Any]) -> bytes:
                        fontsize=10)  # fmt: skip
         axes.grid(axis="x", alpha=0.3)
     figure.supxlabel("change of the loss per unit moved towards the donor ± s.e.", fontsize=9)
-    return _png(figure)
+    return to_png(figure)
 
 
-def _figure(
+def new_figure(
     width: float, height: float, panels: int, columns: int = 1, share_y: bool = False
 ) -> tuple[Figure, list[Axes]]:
+    """A figure, in inches, and its panels, row by row."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     rows = -(-panels // columns)
@@ -234,7 +242,8 @@ def _figure(
     return figure, flat[:panels]
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """A figure as a file's bytes."""
     stream = io.BytesIO()
     figure.savefig(stream, dpi=130, format="png")
     return stream.getvalue()

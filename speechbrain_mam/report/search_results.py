@@ -58,7 +58,7 @@ def read_sweep(file: Path) -> Sweep | None:
         errors = get(point, "errors", list, where)
         if not len(errors) == len(ids) == len(words):
             raise MAMError(
-                f"'{file}': point {i} has {len(errors)} errors for {len(ids)} utterances and "
+                f"'{file}': point {i} has {len(errors)} errors for {len(ids)} IDs and "
                 f"{len(words)} word counts"
             )
         points.append(

@@ -10,26 +10,31 @@ from speechbrain_mam.plots import plot_lambdas
 from speechbrain_mam.report.document import Block, Heading, Picture, Text
 from speechbrain_mam.report.figures import plot_final_lambdas, plot_probe, plot_sweep
 from speechbrain_mam.report.runs import Run
-from speechbrain_mam.report.systems import System
-from speechbrain_mam.report.text import sweep_table, utterance_table
+from speechbrain_mam.report.systems import System, reference_of
+from speechbrain_mam.report.tables import sweep_table, utterance_table
+from speechbrain_mam.report.tasks import sentence
 
 
 def sweeps_section(runs: Sequence[Run], n_resamples: int) -> list[Block]:
-    """WER against λ, one picture and one table a sweep."""
-    found = [(run, run.sweep) for run in runs if run.sweep is not None]
+    """The error rate against λ, one picture and one table a sweep."""
+    found = [(run, label, sweep) for run in runs for label, sweep in run.sweeps.items()]
+    several = sum(bool(run.sweeps) for run in runs) > 1
     blocks: list[Block] = []
-    for i, (run, sweep) in enumerate(found):
+    for i, (run, label, sweep) in enumerate(found):
         name = "report_sweep.png" if i == 0 else f"report_sweep_{i + 1}.png"
-        title = "WER against λ" + (f", {run.folder}" if len(found) > 1 else "")
+        metric = run.task.main
+        alt = sentence(f"{metric} against λ")
+        where = [*([str(run.folder)] if several else []), *([label] * bool(label))]
+        title = ", ".join([alt, *where])
         blocks += [
             Heading(title),
-            Picture(name, plot_sweep(sweep, title), "WER against λ, with every control"),
+            Picture(name, plot_sweep(sweep, title, metric), f"{alt}, with every control"),
             Text(
                 "Best λ of each line. The best of many points flatters itself, so the interval "
                 f"here is no proof: the sweep chooses on the {sweep.split} set, and the tables "
                 "above are of the test set."
             ),
-            sweep_table(sweep, n_resamples),
+            sweep_table(sweep, metric, n_resamples),
         ]
         if sweep.untouched_was_better:
             text = f"No merge was better than the untouched model on the {sweep.split} set; the "
@@ -69,28 +74,29 @@ def lambdas_section(runs: Sequence[Run], systems: Sequence[System]) -> list[Bloc
 
 def probes_section(runs: Sequence[Run]) -> list[Block]:
     """The probe's ranking."""
-    found = [(run, run.probe) for run in runs if run.probe is not None]
+    found = [(run, label, probe) for run in runs for label, probe in run.probes.items()]
+    several = sum(bool(run.probes) for run in runs) > 1
     blocks: list[Block] = []
-    for i, (run, probe) in enumerate(found):
+    for i, (run, label, probe) in enumerate(found):
         name = "report_probe.png" if i == 0 else f"report_probe_{i + 1}.png"
         title = "Where the donor would help: the probe's ranking"
-        blocks.append(Heading(title + (f", {run.folder}" if len(found) > 1 else "")))
+        where = [*([str(run.folder)] if several else []), *([label] * bool(label))]
+        blocks.append(Heading(", ".join([title, *where])))
         blocks.append(Text("Negative: moving towards the donor lowers the loss, to first order."))
         blocks.append(Picture(name, plot_probe(probe), "Scores of layers, projections and heads"))
     return blocks
 
 
-def utterances_section(
-    systems: Sequence[System], untouched: System | None, finetuned: System | None
-) -> list[Block]:
-    """What each merge changed most, utterance by utterance."""
+def utterances_section(systems: Sequence[System]) -> list[Block]:
+    """What each merge changed most, utterance by utterance or clip by clip."""
     blocks: list[Block] = []
     for system in systems:
-        before = finetuned if system.trained and finetuned is not None else untouched
+        before = reference_of(system, systems)
         if not system.merged or before is None:
             continue
         for better, title in ((True, "improved most"), (False, "got worse most")):
             table = utterance_table(before, system, better)
             heading = f"What {title}: {system.name} after {before.name}"
-            blocks += [Heading(heading), table if table.rows else Text("No utterance.")]
+            none = Text(f"No {system.task.item}.")
+            blocks += [Heading(heading), table if table.rows else none]
     return blocks

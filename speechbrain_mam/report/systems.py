@@ -9,7 +9,8 @@ import numpy as np
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report.comparisons import compare, mean_and_sd, verdict
-from speechbrain_mam.report.runs import FINETUNE, RANDOM, UNTOUCHED, ZEROSHOT, Evaluation, Run
+from speechbrain_mam.report.evaluations import Evaluation
+from speechbrain_mam.report.runs import FINETUNE, RANDOM, UNTOUCHED, UNTRAINED, Run
 from speechbrain_mam.report.search_results import NO_CONTROL
 from speechbrain_mam.report.statistics import (
     N_RESAMPLES,
@@ -20,11 +21,12 @@ from speechbrain_mam.report.statistics import (
     pool,
     rate_interval,
 )
+from speechbrain_mam.report.tasks import Task
 
 
 @dataclass(frozen=True, eq=False)
 class Rate:
-    """An error rate in percent: mean and s.d. over seeds, interval of the mean over utterances."""
+    """An error rate in percent: mean and s.d. over seeds, bootstrap interval of the mean."""
 
     mean: float
     sd: float | None
@@ -57,15 +59,20 @@ class System:
     @property
     def trained(self) -> bool:
         """Whether a seed decides about more than a control's random numbers."""
-        return self.method not in (UNTOUCHED, ZEROSHOT)
+        return self.method not in UNTRAINED
 
-    def counts(self, unit: str) -> dict[int | None, ErrorCounts]:
-        """``words`` or ``chars`` by seed."""
-        return {seed: getattr(found, unit) for seed, found in self.evaluations.items()}
+    @property
+    def task(self) -> Task:
+        """What was tested."""
+        return next(iter(self.evaluations.values())).task
 
-    def rate(self, unit: str, n_resamples: int = N_RESAMPLES) -> Rate:
-        """WER (``words``) or CER (``chars``)."""
-        counts = list(self.counts(unit).values())
+    def counts(self, metric: str) -> dict[int | None, ErrorCounts]:
+        """The errors that a metric of the task counts, by seed."""
+        return {seed: found.counts[metric] for seed, found in self.evaluations.items()}
+
+    def rate(self, metric: str, n_resamples: int = N_RESAMPLES) -> Rate:
+        """A metric of the task."""
+        counts = list(self.counts(metric).values())
         mean, sd = mean_and_sd([error_rate(one) for one in counts])
         return Rate(mean, sd, rate_interval(pool(counts), n_resamples))
 
@@ -82,13 +89,17 @@ class System:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A system compared with another one; the verdict is that of the word errors."""
+    """A system compared with another one, by metric; the verdict is that of the main one."""
 
     system: System
     against: System
-    words: Comparison
-    chars: Comparison
+    comparisons: Mapping[str, Comparison]
     verdict: str
+
+    @property
+    def main(self) -> Comparison:
+        """The comparison that the verdict is about."""
+        return self.comparisons[self.system.task.main]
 
 
 def group(runs: Sequence[Run]) -> list[System]:
@@ -105,11 +116,15 @@ def group(runs: Sequence[Run]) -> list[System]:
         If a system was run twice with the same seed: names both folders.
     """
     found: dict[tuple[str, str, str | None], dict[int, tuple[Run, Evaluation]]] = {}
+    bases: dict[int, tuple[Run, Evaluation]] = {}
     for run in runs:
         for test, evaluation in run.evaluations.items():
             if test == UNTOUCHED:
                 by_seed = found.setdefault((UNTOUCHED, NO_CONTROL, None), {})
                 by_seed.setdefault(run.seed, (run, evaluation))  # each run tests it again
+                continue
+            if test == FINETUNE != run.method:
+                bases.setdefault(run.seed, (run, evaluation))
                 continue
             key = (run.method, run.control_of(test), run.donor)
             by_seed = found.setdefault(key, {})
@@ -119,6 +134,8 @@ def group(runs: Sequence[Run]) -> list[System]:
                     f"seed {run.seed}; leave one out"
                 )
             by_seed[run.seed] = run, evaluation
+    if bases:  # the very models that were merged are a merge's fair comparison
+        found[FINETUNE, NO_CONTROL, None] = {**found.get((FINETUNE, NO_CONTROL, None), {}), **bases}
     several = len({donor for *_, donor in found if donor is not None}) > 1
     systems = []
     for key in sorted(found, key=_order):
@@ -128,7 +145,7 @@ def group(runs: Sequence[Run]) -> list[System]:
         evaluations: dict[int | None, Evaluation] = {
             seed: evaluation for seed, (_, evaluation) in sorted(found[key].items())
         }
-        if method in (UNTOUCHED, ZEROSHOT) and all_alike(evaluations.values()):
+        if method in UNTRAINED and all_alike(evaluations.values()):
             evaluations = {None: next(iter(evaluations.values()))}
         systems.append(System(name, method, control, donor, evaluations))
     return systems
@@ -136,18 +153,18 @@ def group(runs: Sequence[Run]) -> list[System]:
 
 def _order(key: tuple[str, str, str | None]) -> tuple:
     method, control, donor = key
-    known = (UNTOUCHED, ZEROSHOT, FINETUNE)
+    known = (*UNTRAINED, FINETUNE)
     rank = known.index(method) if method in known else len(known)
     return rank, method, donor or "", control != NO_CONTROL, control != RANDOM, control
 
 
 def all_alike(evaluations: Iterable[Evaluation]) -> bool:
-    """Whether several evaluations made the same errors on every utterance."""
+    """Whether several evaluations made the same errors on every utterance (clip)."""
     first, *others = evaluations
     return all(
-        np.array_equal(first.words.errors, other.words.errors)
-        and np.array_equal(first.chars.errors, other.chars.errors)
+        np.array_equal(counts.errors, other.counts[metric].errors)
         for other in others
+        for metric, counts in first.counts.items()
     )
 
 
@@ -155,6 +172,12 @@ def find(systems: Iterable[System], method: str) -> System | None:
     """The first system of a method that is no control."""
     found = (s for s in systems if s.method == method and s.control == NO_CONTROL)
     return next(found, None)
+
+
+def reference_of(system: System, systems: Sequence[System]) -> System | None:
+    """What a merge started from: the fine-tuned model if it was trained, else the untouched one."""
+    finetuned = find(systems, FINETUNE) if system.trained else None
+    return finetuned if finetuned is not None else find(systems, UNTOUCHED)
 
 
 def compare_with(
@@ -168,7 +191,9 @@ def compare_with(
         control = None
         if system.merged:
             randoms = [c for c in system.controls(systems) if c.control == RANDOM]
-            control = _compare(randoms[0], system, "words", n_resamples) if randoms else None
+            control = (
+                _compare(randoms[0], system, system.task.main, n_resamples) if randoms else None
+            )
         rows.append(_row(reference, system, control, n_resamples))
     return rows
 
@@ -184,10 +209,10 @@ def compare_with_controls(systems: Sequence[System], n_resamples: int = N_RESAMP
 
 
 def _row(reference: System, system: System, control: Comparison | None, n_resamples: int) -> Row:
-    words, chars = (_compare(reference, system, unit, n_resamples) for unit in ("words", "chars"))
+    found = {name: _compare(reference, system, name, n_resamples) for name in system.task.names}
     trained = system.trained or reference.trained
-    return Row(system, reference, words, chars, verdict(words, trained, control))
+    return Row(system, reference, found, verdict(found[system.task.main], trained, control))
 
 
-def _compare(before: System, after: System, unit: str, n_resamples: int) -> Comparison:
-    return compare(before.counts(unit), after.counts(unit), n_resamples)
+def _compare(before: System, after: System, metric: str, n_resamples: int) -> Comparison:
+    return compare(before.counts(metric), after.counts(metric), n_resamples)
