@@ -27,7 +27,7 @@ setup(
     packages=find_packages(include=["speechbrain_mam", "speechbrain_mam.*"]),
     package_data={
         "speechbrain_mam": ["py.typed"],
-        "speechbrain_mam.embedded": ["data/*", "hubert_mini/*"],
+        "speechbrain_mam.embedded": ["data/*", "hubert_mini/*", "beats_mini/*"],
     },
     install_requires=[
         "speechbrain>=1.1",

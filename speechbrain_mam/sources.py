@@ -22,7 +22,10 @@ from speechbrain_mam.errors import MAMError
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED_MODELS = {"speechbrain_mam/hubert-mini": "hubert_mini"}
+EMBEDDED_MODELS = {
+    "speechbrain_mam/hubert-mini": "hubert_mini",
+    "speechbrain_mam/beats-mini": "beats_mini",
+}
 """Names of the models that ship inside this package, and their folders in ``embedded/``."""
 
 TEXT_FILES = ("*.json", "*.txt", "*.model")

@@ -132,12 +132,9 @@ def qt_resources(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def openttd_sounds(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """Name and WAV bytes of each sound of an OpenTTD sound file."""
+    """One name for all, and the WAV bytes, of the sounds of an OpenTTD sound file."""
     at = 0
     while (at := content.find(b"RIFF", at)) >= 0:
         size = struct.unpack_from("<I", content, at + 4)[0] + 8
-        # The sound's name follows it: a length with the terminating NUL, and the characters.
-        length = content[at + size] if at + size < len(content) else 0
-        name = content[at + size + 1 : at + size + length].decode("ascii", errors="replace")
-        yield f"openttd/{Path(name).stem or at}.wav", content[at : at + size]
+        yield "openttd/sound.wav", content[at : at + size]
         at += size
