@@ -13,7 +13,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.logger import get_logger
 from torch import Tensor
 
-from speechbrain_mam.clips import layer_groups, mean_feature, mixup, nll, roll
+from speechbrain_mam.clips import layer_groups, mean_feature, mixup, roll
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.linear_probe import fit_linear_probe
 from speechbrain_mam.task import TaskBrain
@@ -62,17 +62,21 @@ class AudioEvents(TaskBrain):
         """Cross-entropy; outside training also the errors."""
         labels = batch.label
         if stage == sb.Stage.TRAIN:
-            one, other, share = self.mixed if self.mixed is not None else (None, None, None)
             smoothing = self.hparams.label_smoothing
-            if share is None:
-                return nll(predictions, labels, smoothing).mean()
-            losses = [nll(predictions, labels[order], smoothing) for order in (one, other)]
-            return (share * losses[0] + (1 - share) * losses[1]).mean()
+            # of log-probabilities the same as of logits
+            loss = F.cross_entropy(predictions, labels, reduction="none", label_smoothing=smoothing)
+            if self.mixed is not None:
+                order, share = self.mixed
+                other = F.cross_entropy(
+                    predictions, labels[order], reduction="none", label_smoothing=smoothing
+                )
+                loss = share * loss + (1 - share) * other
+            return loss.mean()
         heard = [self.class_names[i] for i in predictions.argmax(-1).tolist()]
         names = [self.class_names[i] for i in labels.tolist()]
         self.stats.append(batch.id, heard, names)
         self.folds |= dict(zip(batch.id, batch.fold, strict=True))
-        return nll(predictions, labels).mean()
+        return F.nll_loss(predictions, labels)
 
     def anneal(self, epoch: int, stats: Mapping[str, float]) -> float:
         """The scheduler goes by epochs; each group of parameters has its share of the rate."""

@@ -1,4 +1,4 @@
-"""What classification of clips computes besides the model: pooling, loss, mixtures, rates."""
+"""What classification of clips computes besides the model: pooling, mixtures, rates."""
 
 from __future__ import annotations
 
@@ -7,19 +7,6 @@ from torch import Tensor
 
 from speechbrain_mam.attention import find_attention
 from speechbrain_mam.prefix import layer_path
-
-
-def nll(log_probs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """−log p of each clip's label ``[B]``, with label smoothing.
-
-    Example
-    -------
-    >>> log_probs = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    >>> nll(log_probs, torch.tensor([0])).exp(), nll(log_probs, torch.tensor([0]), 1.0)
-    (tensor([2.]), tensor([1.1552]))
-    """
-    loss = -log_probs.gather(1, labels[:, None])[:, 0]
-    return (1 - smoothing) * loss - smoothing * log_probs.mean(1)
 
 
 def mean_feature(features: Tensor, lens: Tensor) -> Tensor:
@@ -58,7 +45,7 @@ def roll(wavs: Tensor, wav_lens: Tensor) -> Tensor:
 
 def mixup(
     wavs: Tensor, wav_lens: Tensor, alpha: float
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Mixtures of each clip with another one of the batch (Zhang et al., arXiv 1710.09412).
 
     Arguments
@@ -77,13 +64,12 @@ def mixup(
     wav_lens : Tensor
         Of the longer one.
     tuple
-        Order of the first clips, order of the second, share of the first ``[B]``.
+        ``order``, and share of the first clip ``[B]``.
     """
     order = torch.randperm(len(wavs), device=wavs.device)
     share = torch.distributions.Beta(alpha, alpha).sample((len(wavs),)).to(wavs)
     mixed = share[:, None] * wavs + (1 - share[:, None]) * wavs[order]
-    same = torch.arange(len(wavs), device=wavs.device)
-    return mixed, torch.maximum(wav_lens, wav_lens[order]), (same, order, share)
+    return mixed, torch.maximum(wav_lens, wav_lens[order]), (order, share)
 
 
 def layer_groups(modules: torch.nn.ModuleDict, decay: float) -> dict[float, list[Tensor]]:

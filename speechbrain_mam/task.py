@@ -6,6 +6,7 @@ A task adds what its model computes and what counts as an error.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
@@ -22,11 +23,11 @@ from speechbrain_mam.plots import write_beside
 from speechbrain_mam.search import Around
 
 
-class TaskBrain(MAMBrain):
+class TaskBrain(MAMBrain, ABC):
     """A :class:`~speechbrain_mam.brain.MAMBrain` with an error rate, which chooses the checkpoint.
 
     A subclass defines :meth:`compute_forward` and :meth:`compute_objectives`, as of any Brain, and
-    the methods here that raise ``NotImplementedError``.
+    the abstract methods here.
     """
 
     metric: ClassVar[str]
@@ -36,25 +37,25 @@ class TaskBrain(MAMBrain):
     stats_file: ClassVar[str]
     """What the text file with a test's errors is called: ``{stats_file}_{test}.txt``."""
 
+    @abstractmethod
     def start_errors(self, details: bool) -> None:
         """Count errors from nothing; without ``details``, only what :meth:`error_counts` needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def error_rates(self) -> dict[str, float]:
         """The error rates since :meth:`start_errors`, in percent, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def error_counts(self) -> dict[str, tuple[int, int]]:
         """Errors and reference units of each utterance or clip since :meth:`start_errors`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def error_details(self) -> dict[str, dict[str, Any]]:
         """What ``utterances_{test}.json`` says of each utterance or clip."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_errors(self, stream: TextIO) -> None:
         """What ``{stats_file}_{test}.txt`` says."""
-        raise NotImplementedError
 
     def sweep_identity(self) -> str:
         """What decides an evaluation besides the merge's target and the manifest, as a text."""
