@@ -120,8 +120,14 @@ def parse_lam(
 
     Example
     -------
+    A list as long as the chosen layers is one λ for each of them. A shorter one is a gradient: its
+    values are spread evenly from the first chosen layer to the last, and the layers between get the
+    straight line.
+
     >>> parse_lam([0.9, 1], [4, 5], ["query"])
     {(4, 'query'): 0.9, (5, 'query'): 1.0}
+    >>> list(parse_lam([0.8, 1.0], range(5), ["query"]).values())
+    [0.8, 0.85, 0.9, 0.95, 1.0]
     """
     if isinstance(lam, Mapping):
         if set(lam) != set(projections):
@@ -136,12 +142,29 @@ def parse_lam(
 
 def _per_layer(lam: float | Sequence[float], layers: Sequence[int]) -> list[float]:
     values = [lam] * len(layers) if isinstance(lam, int | float) else list(lam)
-    if len(values) != len(layers):
-        raise MAMError(f"key 'lam': has {len(values)} values for {len(layers)} chosen layers")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise MAMError(f"key 'lam': λ = {value!r} is not a number in [0, 1]")
-    return [float(value) for value in values]
+    if len(values) == len(layers):
+        return [float(value) for value in values]
+    if not 2 <= len(values) < len(layers):
+        raise MAMError(
+            f"key 'lam': has {len(values)} values for {len(layers)} chosen layers; expected one "
+            "number, one for each layer, or from 2 on for a gradient over the layers"
+        )
+    return _gradient([float(value) for value in values], len(layers))
+
+
+def _gradient(anchors: Sequence[float], size: int) -> list[float]:
+    """``size`` values on the line through anchors that are equally far from each other."""
+    found = []
+    for i in range(size):
+        place = i * (len(anchors) - 1) / (size - 1)
+        left = min(int(place), len(anchors) - 2)
+        share = place - left
+        # Rounded, so that 0.8 to 1 does not show as 0.8500000000000001
+        found.append(round((1 - share) * anchors[left] + share * anchors[left + 1], 12))
+    return found
 
 
 def one_of(key: str, value: str, allowed: Sequence[str]) -> None:

@@ -11,19 +11,20 @@ Source: Sundar et al., arXiv 2312.14378, section "Learnable-MAM".
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from speechbrain_mam.attention import find_attention
 from speechbrain_mam.choices import one_of
 from speechbrain_mam.donor import TensorSource
+from speechbrain_mam.donor_mix import DonorMix
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merge import donor_tensors
-from speechbrain_mam.merged_linear import MergedLinear, MergedLinearByWeight
-from speechbrain_mam.plan import MergePlan, PlanEntry
+from speechbrain_mam.lambda_values import nearest_on_simplex, start_values, with_shares
+from speechbrain_mam.merged_linear import MergedModule
+from speechbrain_mam.merged_other import MergedRows, copy_module
+from speechbrain_mam.plan import MergePlan
+from speechbrain_mam.sites import build_sites, check_donors
 
 GRANULARITIES = ("model", "layer", "projection", "head")
 CONSTRAINTS = ("project", "sigmoid", "none")
@@ -47,7 +48,8 @@ class LearnableMAM:
         One λ per ``model``, ``layer``, ``projection`` (of a layer) or ``head`` (of a layer).
     constraint : str
         ``project`` clamps λ to [0, 1] after each step (:meth:`project_`), ``sigmoid`` learns the
-        logit of λ, ``none`` leaves λ free.
+        logit of λ, ``none`` leaves λ free. Of several donors λ is a vector, the target's share and
+        theirs, which stays on the simplex: ``sigmoid`` is a softmax then.
 
     Raises
     ------
@@ -79,51 +81,16 @@ class LearnableMAM:
     ):
         one_of("granularity", granularity, GRANULARITIES)
         one_of("constraint", constraint, CONSTRAINTS)
-        if any(isinstance(module, MergedLinear) for module in target.modules()):
+        if any(isinstance(module, MergedModule) for module in target.modules()):
             raise MAMError(f"{type(target).__name__} carries a Learnable-MAM already")
         self.plan, self.granularity, self.constraint = plan, granularity, constraint
-        self.lams = _start_values(plan, granularity, constraint)
-        self._sites: list[tuple[nn.Module, str, nn.Linear, MergedLinear]] = []
-        self._build(target, donor)
+        self.donors = donor.names if isinstance(donor, DonorMix) else ()
+        self.lams = start_values(plan, granularity, constraint)
+        if isinstance(donor, DonorMix):
+            check_donors(plan, granularity, len(donor.parts))
+            self.lams = [with_shares(lam, donor.shares, constraint) for lam in self.lams]
+        self._sites = build_sites(target, plan, donor, self.lams, granularity, constraint)
         self.insert()
-
-    def _build(self, target: nn.Module, donor: TensorSource) -> None:
-        parameters = dict(target.named_parameters())
-        theirs: dict[tuple[int, str], dict[str, Tensor]] = defaultdict(dict)
-        entries: dict[tuple[int, str], PlanEntry] = {}
-        for entry, tensor in donor_tensors(self.plan, donor, lambda n: parameters[n].detach()):
-            theirs[entry.layer, entry.projection][entry.kind] = tensor
-            entries.setdefault((entry.layer, entry.projection), entry)
-        cls = (
-            MergedLinearByWeight
-            if find_attention(target).architecture.reads_weight
-            else MergedLinear
-        )
-        owned: set[int] = set()
-        for (layer, projection), entry in entries.items():
-            path = entry.target.rpartition(".")[0]
-            linear = target.get_submodule(path)
-            if type(linear) is not nn.Linear:
-                raise MAMError(
-                    f"'{path}' is a {type(linear).__name__}, expected a plain torch.nn.Linear: "
-                    "add adapters to other modules, or after MAM"
-                )
-            lam = self.lams[0 if self.granularity == "model" else self.plan.layers.index(layer)]
-            lam.data = lam.data.to(linear.weight.device)
-            merged = cls(
-                linear,
-                theirs[layer, projection]["weight"],
-                theirs[layer, projection].get("bias"),
-                lam,
-                self.plan.projections.index(projection)
-                if self.granularity == "projection"
-                else None,
-                sigmoid=self.constraint == "sigmoid",
-                owns_lam=id(lam) not in owned,
-            )
-            owned.add(id(lam))
-            parent, _, name = path.rpartition(".")
-            self._sites.append((target.get_submodule(parent), name, linear, merged))
 
     def insert(self) -> None:
         """Put the merged projections (back) in."""
@@ -132,21 +99,22 @@ class LearnableMAM:
 
     def remove(self) -> None:
         """Take them out: the target's own projections, with their own current weights, are back."""
-        for parent, name, linear, _ in self._sites:
-            setattr(parent, name, linear)
+        for parent, name, plain, _ in self._sites:
+            setattr(parent, name, plain)
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Replace every merged projection by a plain ``nn.Linear`` that holds the merged weight.
+        """Replace every merged module by a plain one that holds the merged tensors.
 
         :meth:`insert` undoes it: λ and the target's weights are kept.
         """
-        for parent, name, linear, merged in self._sites:
-            weight, bias = merged.merged()
-            folded = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-            folded.weight = nn.Parameter(weight.clone(), requires_grad=linear.weight.requires_grad)
-            if bias is not None:
-                folded.bias = nn.Parameter(bias.clone(), requires_grad=linear.weight.requires_grad)
+        for parent, name, plain, merged in self._sites:
+            names = merged.names if isinstance(merged, MergedRows) else ("weight", "bias")
+            folded = copy_module(plain)
+            for part, tensor in zip(names, merged.merged(), strict=True):
+                if tensor is not None:
+                    trained = plain.get_parameter(part).requires_grad
+                    folded._parameters[part] = nn.Parameter(tensor.clone(), requires_grad=trained)
             setattr(parent, name, folded.train(merged.training))
 
     def parameters(self) -> list[nn.Parameter]:
@@ -155,20 +123,30 @@ class LearnableMAM:
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Clamp λ to [0, 1] under ``constraint: project``; call it after each optimizer step."""
+        """Put λ back into [0, 1] (of several donors, onto the simplex) under ``project``.
+
+        To be called after each optimizer step.
+        """
         if self.constraint == "project":
             for lam in self.lams:
-                lam.clamp_(0.0, 1.0)
+                if self.donors:
+                    lam.copy_(nearest_on_simplex(lam))
+                else:
+                    lam.clamp_(0.0, 1.0)
 
     @torch.no_grad()
     def values(self) -> dict[str, float]:
         """λ by name: ``layer 3``, ``layer 3 query``, ``layer 3 head 0`` or ``model``."""
         found: dict[str, Any] = {}
         for i, lam in enumerate(self.lams):
-            share = torch.sigmoid(lam) if self.constraint == "sigmoid" else lam
+            share = lam.detach()
+            if self.constraint == "sigmoid":
+                share = lam.softmax(0) if self.donors else torch.sigmoid(lam)
             name = "model" if self.granularity == "model" else f"layer {self.plan.layers[i]}"
             for j, value in enumerate(share.tolist()):
-                if self.granularity == "projection":
+                if self.donors and j:
+                    found[f"{name} {self.donors[j - 1]}"] = round(value, 6)
+                elif self.granularity == "projection":
                     found[f"{name} {self.plan.projections[j]}"] = round(value, 6)
                 else:
                     found[f"{name} head {j}" if self.granularity == "head" else name] = round(
@@ -187,34 +165,8 @@ def keep_donor_out_of_ddp(module: nn.Module) -> None:
     names = [
         f"{path}.{name}" if path else name
         for path, part in module.named_modules()
-        if isinstance(part, MergedLinear)
+        if isinstance(part, MergedModule)
         for name, _ in part.named_buffers(recurse=False)
     ]
     others = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
     module._ddp_params_and_buffers_to_ignore = sorted(others.union(names))  # type: ignore[assignment]
-
-
-def _start_values(plan: MergePlan, granularity: str, constraint: str) -> list[nn.Parameter]:
-    groups: dict[Any, list[float]] = defaultdict(list)
-    for layer in plan.layers:
-        group = "model" if granularity == "model" else layer
-        groups[group] += [plan.lam_of(layer, projection) for projection in plan.projections]
-    start = []
-    for group, values in groups.items():
-        if granularity != "projection":
-            if len(set(values)) > 1:
-                raise MAMError(
-                    f"key 'lam' gives {group if group == 'model' else f'layer {group}'} the values "
-                    f"{sorted(set(values))}, but 'granularity: {granularity}' has one λ there"
-                )
-            values = values[:1] * (plan.target_heads if granularity == "head" else 1)
-        lam = torch.tensor(values)
-        if constraint == "sigmoid":
-            if not all(0 < value < 1 for value in values):
-                raise MAMError(
-                    f"key 'lam': {values[0]} has no finite logit; 'constraint: sigmoid' needs λ "
-                    "strictly between 0 and 1"
-                )
-            lam = torch.logit(lam)
-        start.append(nn.Parameter(lam))
-    return start

@@ -14,6 +14,8 @@ from speechbrain_mam.attention import find_attention
 from speechbrain_mam.choices import Lam, LayerChoice, one_of
 from speechbrain_mam.controls import CONTROLS, controlled
 from speechbrain_mam.donor import Donor, TensorSource, fingerprint
+from speechbrain_mam.donor_mix import DonorMix
+from speechbrain_mam.errors import MAMError
 from speechbrain_mam.learnable import CONSTRAINTS, GRANULARITIES, LearnableMAM
 from speechbrain_mam.merge import Merge
 from speechbrain_mam.plan import MergePlan, make_plan
@@ -29,9 +31,9 @@ class MAM:
     ---------
     target : nn.Module
         The encoder that is improved, or whatever holds it.
-    donor : str or Donor
-        Hub name, local folder, or an open donor.
-    lam, layers, projections, layer_map, bias, donor_scale
+    donor : str, Donor or list of them
+        Hub name, local folder, or an open donor; several donors share what is not the target's.
+    lam, layers, projections, layer_map, bias, donor_scale, method, align, width
         See :func:`speechbrain_mam.plan.make_plan`.
     learnable : bool
         Whether λ is learned (:class:`~speechbrain_mam.learnable.LearnableMAM`) or fixed.
@@ -39,6 +41,9 @@ class MAM:
         See :class:`~speechbrain_mam.learnable.LearnableMAM`.
     control, control_seed
         A donor that holds nothing, to compare with: see :mod:`speechbrain_mam.controls`.
+    donor_shares : list of float, optional
+        Of several donors, each one's share of 1 − λ; they sum to 1, and are equal by default. With
+        ``learnable`` they are where the donors' λ start.
 
     Example
     -------
@@ -53,7 +58,7 @@ class MAM:
     def __init__(
         self,
         target: nn.Module,
-        donor: str | Path | Donor,
+        donor: str | Path | Donor | Sequence[str | Path | Donor],
         lam: Lam = 0.95,
         learnable: bool = True,
         granularity: str = "layer",
@@ -65,6 +70,10 @@ class MAM:
         constraint: str = "project",
         control: str = "none",
         control_seed: int = 0,
+        method: str = "linear",
+        align: str = "none",
+        width: str = "error",
+        donor_shares: Sequence[float] | None = None,
     ):
         one_of("control", control, CONTROLS)
         one_of("granularity", granularity, GRANULARITIES)
@@ -72,7 +81,10 @@ class MAM:
         self.target, self.learnable = target, learnable
         self.granularity, self.constraint = granularity, constraint
         self.control, self.control_seed = control, control_seed
-        self._donor = donor
+        self._donors, self._several = _as_list(donor)
+        self.donor_shares = donor_shares
+        if donor_shares is not None and not self._several:
+            raise MAMError("key 'donor_shares': there is one donor; expected a list as 'donor'")
         self.options: dict[str, Any] = {
             "lam": lam,
             "layers": layers,
@@ -80,14 +92,31 @@ class MAM:
             "layer_map": layer_map,
             "bias": bias,
             "donor_scale": donor_scale,
+            "method": method,
+            "align": align,
+            "width": width,
         }
         self._merge: Merge | None = None
         self._live: LearnableMAM | None = None
 
     @cached_property
-    def donor(self) -> Donor:
+    def donor(self) -> Donor | DonorMix:
         """The donor, opened at first use."""
-        return self._donor if isinstance(self._donor, Donor) else Donor(self._donor)
+        return self._donors_with("none") if self._several else self._opened_donors[0]
+
+    @cached_property
+    def _opened_donors(self) -> list[Donor]:
+        return [d if isinstance(d, Donor) else Donor(d) for d in self._donors]
+
+    def _donors_with(self, control: str) -> DonorMix:
+        return DonorMix(
+            self._opened_donors,
+            find_attention(self.target),
+            self.donor_shares,
+            self.options["layer_map"],
+            control,
+            self.control_seed,
+        )
 
     @cached_property
     def plan(self) -> MergePlan:
@@ -97,7 +126,8 @@ class MAM:
             self.donor.index,
             target_name=type(self.target).__name__,
             donor_name=self.donor.name + self._control_note(),
-            **self.options,
+            # Each of several donors is mapped by itself, to the target's depth.
+            **(self.options | ({"layer_map": "uniform"} if self._several else {})),
         )
 
     @property
@@ -113,6 +143,8 @@ class MAM:
     @cached_property
     def source(self) -> TensorSource:
         """What is mixed in: the donor's tensors, or those of a control."""
+        if self._several:
+            return self._donors_with(self.control)
         return controlled(self.donor, self.plan, self.control, self.control_seed)
 
     @cached_property
@@ -153,7 +185,7 @@ class MAM:
         ---------
         **options
             Any of ``lam``, ``layers``, ``projections``, ``layer_map``, ``bias``, ``donor_scale``,
-            ``control``, ``control_seed``, ``donor``.
+            ``method``, ``align``, ``width``, ``control``, ``control_seed``, ``donor``.
         """
         if self.learnable:
             raise RuntimeError("MAM.change() is for a fixed λ (learnable: False)")
@@ -162,8 +194,9 @@ class MAM:
         self.control_seed = options.pop("control_seed", self.control_seed)
         one_of("control", self.control, CONTROLS)
         if "donor" in options:
-            self._donor = options.pop("donor")
-            self.__dict__.pop("donor", None)
+            self._donors, self._several = _as_list(options.pop("donor"))
+            for name in ("donor", "_opened_donors"):
+                self.__dict__.pop(name, None)
         self.options |= options
         for name in ("plan", "source", "donor_hash"):
             self.__dict__.pop(name, None)
@@ -176,3 +209,10 @@ class MAM:
             yield
         finally:
             self.apply()
+
+
+def _as_list(
+    donor: str | Path | Donor | Sequence[str | Path | Donor],
+) -> tuple[list[str | Path | Donor], bool]:
+    """The donors, and whether there is a list of them."""
+    return ([donor], False) if isinstance(donor, str | Path | Donor) else (list(donor), True)

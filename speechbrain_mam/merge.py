@@ -8,25 +8,32 @@ Event Classification", arXiv 2312.14378.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import torch
 
 from speechbrain_mam.donor import TensorSource
+from speechbrain_mam.donor_mix import DonorMix
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.methods import method_named
 from speechbrain_mam.plan import MergePlan, PlanEntry
 
 
-def linear(target: torch.Tensor, donor: torch.Tensor, lam: float) -> torch.Tensor:
-    """λ · target + (1 − λ) · donor, the paper's merge.
+def linear(
+    target: torch.Tensor, donor: torch.Tensor, lam: float, method: str = "linear"
+) -> torch.Tensor:
+    """λ · target + (1 − λ) · donor, the paper's merge; or another method's.
 
     Arguments
     ---------
     target, donor : torch.Tensor
         Same shape, any floating-point precision.
     lam : float
-        The target's share. 1 gives the target's bits, 0 the donor's.
+        The target's share. 1 gives the target's bits, and 0 of a linear method the donor's.
+    method : str
+        One of :data:`speechbrain_mam.methods.METHODS`.
 
     Returns
     -------
@@ -39,12 +46,13 @@ def linear(target: torch.Tensor, donor: torch.Tensor, lam: float) -> torch.Tenso
     tensor([2., 4.])
     """
     # The ends are copied: in floating point −0 − (−5 · 0) is +0, which is another bit pattern.
+    chosen = method_named(method)
     if lam == 1:
         return target.clone()
-    if lam == 0:
+    if lam == 0 and chosen.is_linear:
         return donor.to(target.dtype, copy=True)
     wide = torch.promote_types(target.dtype, torch.float32)
-    return torch.lerp(donor.to(wide), target.to(wide), lam).to(target.dtype)
+    return chosen.function(target.to(wide), donor.to(wide), lam).to(target.dtype)
 
 
 def norm_ratio(target: torch.Tensor, donor: torch.Tensor, name: str = "tensor") -> float:
@@ -69,23 +77,69 @@ def norm_ratio(target: torch.Tensor, donor: torch.Tensor, name: str = "tensor") 
     return target.double().norm().item() / norm
 
 
+def own_part(entry: PlanEntry, tensor: torch.Tensor) -> torch.Tensor:
+    """The rows of a target's tensor that an entry of the plan is about, as a view."""
+    return tensor if entry.target_rows is None else tensor[slice(*entry.target_rows)]
+
+
 def donor_tensors(
     plan: MergePlan, donor: TensorSource, read_target: Callable[[str], torch.Tensor]
 ) -> Iterator[tuple[PlanEntry, torch.Tensor]]:
-    """The donor's tensor for every entry of a plan, scaled as the plan says.
+    """The donor's tensor for every entry of a plan: cropped, aligned, scaled as the plan says.
 
-    Under ``match_norm`` a projection's bias is scaled by its weight's factor, so that the donor's
-    projection x ↦ W·x + b is scaled as a whole.
+    Of several donors (:class:`~speechbrain_mam.donor_mix.DonorMix`) each is prepared by itself, and
+    the weighted mean is given.
+
+    Arguments
+    ---------
+    plan : MergePlan
+        What is merged, and how.
+    donor : TensorSource
+        Where the donor's tensors are read.
+    read_target : callable
+        Gives the target's tensor of a name, whole.
     """
-    factors: dict[tuple[int, str], float] = {}
-    for entry in plan.entries:
-        tensor = donor.tensor(entry.donor_key)
-        if plan.donor_scale == "match_norm":
-            if entry.kind == "weight":
-                factor = norm_ratio(read_target(entry.target), tensor, entry.donor)
-                factors[entry.layer, entry.projection] = factor
-            tensor = tensor * factors[entry.layer, entry.projection]
-        yield entry, tensor
+    if not isinstance(donor, DonorMix):
+        yield from _prepared(plan, donor, read_target)
+        return
+    for entry, parts in donor_parts(plan, donor, read_target):
+        pairs = zip(donor.shares, parts, strict=True)
+        yield entry, torch.stack([share * part for share, part in pairs]).sum(0)
+
+
+def donor_parts(
+    plan: MergePlan, donor: DonorMix, read_target: Callable[[str], torch.Tensor]
+) -> Iterator[tuple[PlanEntry, list[torch.Tensor]]]:
+    """As :func:`donor_tensors`, of each donor singly."""
+    for found in zip(*(_prepared(plan, part, read_target) for part in donor.parts), strict=True):
+        yield found[0][0], [tensor for _, tensor in found]
+
+
+def _prepared(
+    plan: MergePlan, donor: TensorSource, read_target: Callable[[str], torch.Tensor]
+) -> Iterator[tuple[PlanEntry, torch.Tensor]]:
+    for _, group in itertools.groupby(plan.entries, key=lambda entry: entry.layer):
+        entries = {(entry.projection, entry.kind): entry for entry in group}
+        theirs = {
+            # cropped, where the donor is wider
+            name: donor.tensor(entry.donor_key)[tuple(slice(size) for size in entry.shape)]
+            for name, entry in entries.items()
+        }
+        if plan.align != "none":
+            from speechbrain_mam.alignment import align_layer  # SciPy takes its time to load
+
+            ours = {n: own_part(e, read_target(e.target)).cpu() for n, e in entries.items()}
+            theirs = align_layer(ours, theirs, plan.target_heads, plan.align == "rotation")
+        factor = 1.0
+        for name, entry in entries.items():
+            if plan.donor_scale == "match_norm":
+                if entry.kind == "weight":
+                    # A projection's bias is scaled by its weight's factor, so that the donor's
+                    # x ↦ W·x + b is scaled as a whole.
+                    ours_now = own_part(entry, read_target(entry.target))
+                    factor = norm_ratio(ours_now, theirs[name], entry.donor)
+                theirs[name] = theirs[name] * factor
+            yield entry, theirs[name]
 
 
 class Merge:
@@ -126,29 +180,26 @@ class Merge:
         parameters = dict(target.named_parameters())
         for entry in plan.entries:
             found = parameters.get(entry.target)
-            if found is None or tuple(found.shape) != entry.shape:
+            if found is None or tuple(own_part(entry, found).shape) != entry.shape:
                 shape = None if found is None else list(found.shape)
                 raise MAMError(
                     f"the plan names '{entry.target}' of shape {list(entry.shape)}, "
                     f"{type(target).__name__} has {shape or 'no such parameter'}"
                 )
-        self._originals: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self._originals: list[tuple[torch.Tensor, torch.Tensor]] = []
         try:
             for entry, theirs in donor_tensors(plan, donor, lambda name: parameters[name].detach()):
-                parameter = parameters[entry.target]
-                self._originals.append((parameter, parameter.detach().clone()))
-                merged = linear(parameter.detach(), theirs.to(parameter.device), entry.lam)
-                with torch.no_grad():
-                    parameter.copy_(merged)
+                ours = own_part(entry, parameters[entry.target].detach())  # the same memory
+                self._originals.append((ours, ours.clone()))
+                ours.copy_(linear(ours, theirs.to(ours.device), entry.lam, plan.method))
         except BaseException:
             self.undo()
             raise
 
-    @torch.no_grad()
     def undo(self) -> None:
         """Give every touched tensor its former bits back. A second call does nothing."""
-        for parameter, original in self._originals:
-            parameter.copy_(original)
+        for ours, original in self._originals:
+            ours.copy_(original)
         self._originals = []
 
     def __enter__(self) -> Merge:

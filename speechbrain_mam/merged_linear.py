@@ -115,14 +115,68 @@ def _inner(grad: Tensor, difference: Tensor, lam: Tensor) -> Tensor:
     return (grad * difference).reshape(lam.numel(), -1).sum(1)
 
 
-class MergedLinear(nn.Linear):
+class MergedModule(nn.Module):
+    """λ, and the donor's tensors, in a module whose projections are mixed at every forward pass.
+
+    It keeps the parameters of the module that it replaces under their names, so a checkpoint of the
+    plain model loads. λ is shared by the projections of a layer: each holds the same ``Parameter``,
+    one of them writes it into the state dict. The donor's tensors are in no checkpoint, unless they
+    are trained.
+    """
+
+    lam: nn.Parameter
+    donor_weight: Tensor
+    donor_bias: Tensor | None
+
+    def _hold(
+        self,
+        lam: nn.Parameter,
+        donor_weight: Tensor,
+        donor_bias: Tensor | None,
+        sigmoid: bool,
+        owns_lam: bool,
+        trains_donor: bool = False,
+    ) -> None:
+        self.register_parameter("lam", lam)
+        for name, tensor in (("donor_weight", donor_weight), ("donor_bias", donor_bias)):
+            if trains_donor and tensor is not None:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor, persistent=False)
+        self.sigmoid, self.owns_lam, self.trains_donor = sigmoid, owns_lam, trains_donor
+
+    def lams(self) -> Tensor:
+        """The module's λ, whatever they are learned as."""
+        return torch.sigmoid(self.lam) if self.sigmoid else self.lam
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.owns_lam:
+            del destination[prefix + "lam"]
+
+    def _load_from_state_dict(self, state_dict, prefix, meta, strict, missing, unexpected, errors):
+        # λ is copied in place (it is shared). It and a trained donor may be missing: a plain model
+        # has none.
+        ours = ["lam", *(n for n in ("donor_weight", "donor_bias") if n in self._parameters)]
+        kept = {name: self._parameters.pop(name) for name in ours}
+        saved = {name: state_dict.pop(prefix + name, None) for name in ours}
+        super()._load_from_state_dict(state_dict, prefix, meta, strict, missing, unexpected, errors)
+        for name, parameter in kept.items():
+            self.register_parameter(name, parameter)
+            if parameter is None or (value := saved[name]) is None:
+                continue
+            if value.shape != parameter.shape:
+                found, expected = list(value.shape), list(parameter.shape)
+                errors.append(f"{prefix}{name}: shape {found}, expected {expected}")
+            else:
+                with torch.no_grad():
+                    parameter.copy_(value)
+
+
+class MergedLinear(MergedModule, nn.Linear):
     """A linear projection that is mixed with a donor's at every forward pass.
 
     y = x · (λ·W + (1 − λ)·W_donor)ᵀ + λ·b + (1 − λ)·b_donor
-
-    It keeps the parameters of the layer that it replaces under their names, ``weight`` and
-    ``bias``, so a checkpoint of the plain model loads. λ is shared by the projections of a layer:
-    each holds the same ``Parameter``, one of them writes it into the state dict.
 
     Arguments
     ---------
@@ -150,10 +204,6 @@ class MergedLinear(nn.Linear):
     True
     """
 
-    lam: nn.Parameter
-    donor_weight: Tensor
-    donor_bias: Tensor | None
-
     def __init__(
         self,
         linear: nn.Linear,
@@ -163,24 +213,21 @@ class MergedLinear(nn.Linear):
         index: int | None = None,
         sigmoid: bool = False,
         owns_lam: bool = True,
+        trains_donor: bool = False,
     ):
         nn.Module.__init__(self)  # not nn.Linear's: it would allocate a weight to throw away
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # Not by attribute: a subclass has properties of these names.
         self._parameters |= {"weight": linear.weight, "bias": linear.bias}  # type: ignore[dict-item]
-        self.register_parameter("lam", lam)
-        self.register_buffer("donor_weight", donor_weight.to(linear.weight), persistent=False)
-        self.register_buffer(
-            "donor_bias",
-            None if donor_bias is None else donor_bias.to(linear.bias),
-            persistent=False,
-        )
-        self.index, self.sigmoid, self.owns_lam = index, sigmoid, owns_lam
+        bias = None if donor_bias is None else donor_bias.to(linear.bias)
+        weight = donor_weight.to(linear.weight)
+        self._hold(lam, weight, bias, sigmoid, owns_lam, trains_donor)
+        self.index = index
         self.train(linear.training)
 
     def share(self) -> Tensor:
         """λ of this projection: ``(1,)``, or ``(out,)`` with one value for each row."""
-        lam = torch.sigmoid(self.lam) if self.sigmoid else self.lam
+        lam = self.lams()
         if self.index is not None:
             lam = lam[self.index : self.index + 1]
         elif lam.numel() > 1:
@@ -199,24 +246,6 @@ class MergedLinear(nn.Linear):
         return _MergedLinearFunction.apply(
             input, self.weight, self.bias, self.donor_weight, self.donor_bias, self.share()
         )
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self.owns_lam:
-            del destination[prefix + "lam"]
-
-    def _load_from_state_dict(self, state_dict, prefix, meta, strict, missing, unexpected, errors):
-        # λ is copied in place (it is shared), and may be missing: a plain model has none.
-        lam = self.lam
-        del self._parameters["lam"]
-        saved = state_dict.pop(prefix + "lam", None)
-        super()._load_from_state_dict(state_dict, prefix, meta, strict, missing, unexpected, errors)
-        self.register_parameter("lam", lam)
-        if saved is not None and saved.shape != lam.shape:
-            errors.append(f"{prefix}lam: shape {list(saved.shape)}, expected {list(lam.shape)}")
-        elif saved is not None:
-            with torch.no_grad():
-                lam.copy_(saved)
 
 
 class MergedLinearByWeight(MergedLinear):

@@ -1,4 +1,4 @@
-"""MergePlan: every tensor that a merge will touch, with what and how much, checked beforehand.
+"""make_plan: checks everything that a merge needs, and lists every tensor that it will touch.
 
 A plan is made from two :class:`~speechbrain_mam.attention.AttentionIndex` (live models or files
 alike), is immutable, and prints as a table. Nothing is merged without one.
@@ -6,9 +6,7 @@ alike), is immutable, and prints as a table. Nothing is merged without one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 from speechbrain_mam.attention import KINDS, AttentionIndex, TensorRef
 from speechbrain_mam.choices import (
@@ -20,105 +18,15 @@ from speechbrain_mam.choices import (
     parse_layers,
     parse_projections,
 )
-from speechbrain_mam.donor import TensorKey
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.merge_plan import MergePlan as MergePlan
+from speechbrain_mam.merge_plan import PlanEntry as PlanEntry
+from speechbrain_mam.methods import METHODS, MergeMethod, method_named
 
-BIAS_POLICIES = ("merge", "keep")
+BIAS_POLICIES = ("merge", "keep", "where_both")
 DONOR_SCALES = ("none", "match_norm")
-
-
-@dataclass(frozen=True)
-class PlanEntry:
-    """One tensor of the target, the donor's tensor that is mixed into it, the target's share.
-
-    ``donor_rows``: the rows (from, up to) of a donor's tensor that holds several projections.
-    """
-
-    target: str
-    donor: str
-    layer: int
-    donor_layer: int
-    projection: str
-    kind: str
-    shape: tuple[int, ...]
-    lam: float
-    donor_rows: tuple[int, int] | None = None
-
-    @property
-    def donor_key(self) -> TensorKey:
-        """Where the donor keeps its part."""
-        return (self.donor_layer, self.projection, self.kind)
-
-
-@dataclass(frozen=True)
-class MergePlan:
-    """The checked list of what a merge touches. Make one with :func:`make_plan`."""
-
-    target_name: str
-    donor_name: str
-    target_architecture: str
-    donor_architecture: str
-    target_layers: int
-    donor_layers: int
-    target_heads: int
-    donor_heads: int
-    hidden_size: int
-    layer_map: tuple[int, ...]
-    projections: tuple[str, ...]
-    layers: tuple[int, ...]
-    bias: str
-    donor_scale: str
-    entries: tuple[PlanEntry, ...]
-
-    def lam_of(self, layer: int, projection: str) -> float:
-        """λ of one projection in one layer."""
-        for entry in self.entries:
-            if (entry.layer, entry.projection) == (layer, projection):
-                return entry.lam
-        raise KeyError((layer, projection))
-
-    def to_json(self) -> str:
-        """The plan as JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
-
-    def __str__(self) -> str:
-        weights = [entry for entry in self.entries if entry.kind == "weight"]
-        biases = len(self.entries) - len(weights)
-        heads = f"{self.target_heads} heads"
-        if self.donor_heads != self.target_heads:
-            heads += f" (donor: {self.donor_heads}; rows are mixed by position)"
-        depth = "layer by layer" if self.target_layers == self.donor_layers else "by the layer map"
-        lines = [
-            f"MAM plan: {self.target_name} ({self.target_architecture}, "
-            f"{self.target_layers} layers) takes attention from {self.donor_name} "
-            f"({self.donor_architecture}, {self.donor_layers} layers), {depth}",
-            f"width {self.hidden_size}, {heads}; {len(weights)} weights and {biases} biases;"
-            f" bias: {self.bias}, donor_scale: {self.donor_scale}",
-            "W = λ · W_target + (1 − λ) · W_donor",
-            "",
-        ]
-        rows = [
-            ("layer", "donor layer", "projection", "λ", "shape", "target tensor", "donor tensor")
-        ]
-        for entry in weights:
-            shape = "×".join(map(str, entry.shape))
-            rows.append(
-                (
-                    str(entry.layer),
-                    str(entry.donor_layer),
-                    entry.projection,
-                    f"{entry.lam:.6g}",
-                    shape,
-                    entry.target,
-                    str(TensorRef(entry.donor, entry.shape, entry.donor_rows)),
-                )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join(lines)
+ALIGNMENTS = ("none", "heads", "rotation")
+WIDTHS = ("error", "crop")
 
 
 def make_plan(
@@ -130,6 +38,9 @@ def make_plan(
     layer_map: str | Sequence[int] = "uniform",
     bias: str = "merge",
     donor_scale: str = "none",
+    method: str = "linear",
+    align: str = "none",
+    width: str = "error",
     target_name: str = "target",
     donor_name: str = "donor",
 ) -> MergePlan:
@@ -140,8 +51,9 @@ def make_plan(
     target, donor : AttentionIndex
         Where the two models keep their attention.
     lam : float, sequence or mapping
-        The target's share in [0, 1]: one number, one per chosen layer, or a mapping from
-        projection to either. 1 leaves the target as it is, 0 takes the donor's projections.
+        The target's share in [0, 1]: one number, one per chosen layer, a shorter list that is a
+        gradient over the layers, or a mapping from projection to any of these. 1 leaves the target
+        as it is, 0 takes the donor's projections.
     layers : str, int or sequence of int
         ``all``, ``first:k``, ``last:k``, ranges like ``"0-5,8"``, or a list of target layers.
     projections : str or sequence of str
@@ -151,9 +63,15 @@ def make_plan(
         layers evenly (round(i·(D−1)/(T−1))), ``first`` and ``last`` align either end, a list names
         the donor layer of each target layer.
     bias : str
-        ``merge`` or ``keep`` (the target's).
+        ``merge``; ``keep`` the target's; or ``where_both``: merged where both models have one.
     donor_scale : str
         ``none``, or ``match_norm``: the donor's projection is scaled to the target's norm.
+    method : str
+        One of :data:`speechbrain_mam.methods.METHODS`.
+    align : str
+        ``none``, ``heads`` or ``rotation``, see :mod:`speechbrain_mam.alignment`.
+    width : str
+        Where the donor is wider: ``error``, or ``crop`` it to its first rows and columns.
     target_name, donor_name : str
         What the plan calls them.
 
@@ -176,43 +94,32 @@ def make_plan(
     """
     one_of("bias", bias, BIAS_POLICIES)
     one_of("donor_scale", donor_scale, DONOR_SCALES)
-    if target.hidden_size != donor.hidden_size:
-        one, other = target.tensors[0, "query", "weight"], donor.tensors[0, "query", "weight"]
-        raise MAMError(
-            f"widths differ: target '{one.name}' is {list(one.shape)}, donor '{other.name}' is "
-            f"{list(other.shape)}; choose a donor of width {target.hidden_size} (key 'donor')"
-        )
-    for ref in target.tensors.values():
-        if ref.rows is not None:
-            raise MAMError(
-                f"the target's '{ref.name}' holds several projections in one tensor, which only a "
-                "donor's may: choose a target with separate query, key and value (key 'target')"
-            )
+    one_of("align", align, ALIGNMENTS)
+    chosen_method = method_named(method)
+    _check_widths(target, donor, width)
+    _check_method(target, donor, chosen_method)
     chosen_projections = parse_projections(projections)
     for projection in chosen_projections:
         for index, role in ((target, target_name), (donor, donor_name)):
             if not index.has(projection):
                 raise MAMError(f"key 'projections': {role} has no {projection} projection")
+    _check_alignment(target, donor, align, chosen_projections)
     chosen_layers = parse_layers(layers, target.num_layers)
     mapped = map_layers(layer_map, target.num_layers, donor.num_layers)
     lams = parse_lam(lam, chosen_layers, chosen_projections)
 
-    entries = []
+    entries, kept = [], []
     for layer in chosen_layers:
         for projection in chosen_projections:
-            for kind in KINDS if bias == "merge" else KINDS[:1]:
+            for kind in KINDS if bias != "keep" else KINDS[:1]:
                 ours = target.tensors.get((layer, projection, kind))
                 theirs = donor.tensors.get((mapped[layer], projection, kind))
-                if ours is None and theirs is None:
-                    continue
                 if ours is None or theirs is None:
-                    has, lacks = (theirs, "target") if ours is None else (ours, "donor")
-                    assert has is not None
-                    raise MAMError(
-                        f"the {lacks} has no {projection} bias in layer "
-                        f"{layer if ours is None else mapped[layer]}, but '{has.name}' exists: "
-                        "set 'bias: keep' to merge weights only"
-                    )
+                    if (alone := ours or theirs) is not None:
+                        if bias == "merge":
+                            raise _one_sided(alone, ours is None, layer, mapped[layer], projection)
+                        kept.append(str(alone))
+                    continue
                 entries.append(
                     PlanEntry(
                         target=ours.name,
@@ -224,6 +131,7 @@ def make_plan(
                         shape=ours.shape,
                         lam=lams[layer, projection],
                         donor_rows=theirs.rows,
+                        target_rows=ours.rows,
                     )
                 )
     return MergePlan(
@@ -240,6 +148,68 @@ def make_plan(
         projections=chosen_projections,
         layers=chosen_layers,
         bias=bias,
-        donor_scale=donor_scale,
+        donor_scale=chosen_method.donor_scale or donor_scale,
         entries=tuple(entries),
+        method=method,
+        align=align,
+        donor_width=donor.hidden_size,
+        kept_biases=tuple(kept),
+    )
+
+
+def _check_widths(target: AttentionIndex, donor: AttentionIndex, width: str) -> None:
+    one_of("width", width, WIDTHS)
+    ours, theirs = target.hidden_size, donor.hidden_size
+    if ours == theirs or (width == "crop" and theirs > ours):
+        return
+    one, other = target.tensors[0, "query", "weight"], donor.tensors[0, "query", "weight"]
+    hint = "" if theirs < ours else ", or crop a wider one ('width: crop')"
+    raise MAMError(
+        f"widths differ: target '{one.name}' is {list(one.shape)}, donor '{other.name}' is "
+        f"{list(other.shape)}; choose a donor of width {ours} (key 'donor'){hint}"
+    )
+
+
+def _check_method(target: AttentionIndex, donor: AttentionIndex, method: MergeMethod) -> None:
+    if not method.same_family:
+        return
+    for what, ours, theirs in (
+        ("architecture", target.architecture.name, donor.architecture.name),
+        ("number of layers", target.num_layers, donor.num_layers),
+        ("number of heads", target.heads, donor.heads),
+        ("width", target.hidden_size, donor.hidden_size),
+    ):
+        if ours != theirs:
+            others = ", ".join(name for name, row in METHODS.items() if not row.same_family)
+            raise MAMError(
+                f"key 'method': '{method.name}' needs a donor that the target was trained from, "
+                f"but their {what} differs: {ours} and {theirs}; for another donor use {others}"
+            )
+
+
+def _check_alignment(
+    target: AttentionIndex, donor: AttentionIndex, align: str, projections: Sequence[str]
+) -> None:
+    if align == "none":
+        return
+    ours, theirs = (index.hidden_size // index.heads for index in (target, donor))
+    if ours != theirs:
+        raise MAMError(
+            f"key 'align': '{align}' needs heads of one width; the target's {target.heads} are "
+            f"{ours} wide, the donor's {donor.heads} are {theirs}: use 'align: none'"
+        )
+    if align == "rotation" and not {"query", "key"} <= set(projections):
+        raise MAMError(
+            "key 'align': 'rotation' turns queries and keys together; 'projections' must name "
+            "both, or use 'align: heads'"
+        )
+
+
+def _one_sided(
+    alone: TensorRef, lacks_target: bool, layer: int, donor_layer: int, projection: str
+) -> MAMError:
+    lacks, where = ("target", layer) if lacks_target else ("donor", donor_layer)
+    return MAMError(
+        f"the {lacks} has no {projection} bias in layer {where}, but '{alone.name}' exists: set "
+        "'bias: keep' to merge weights only, or 'bias: where_both'"
     )

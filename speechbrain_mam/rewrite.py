@@ -25,6 +25,7 @@ import numpy.typing as npt
 from speechbrain_mam.donor import ModelFolder
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.folders import carry_along
+from speechbrain_mam.methods import method_named
 from speechbrain_mam.plan import MergePlan, PlanEntry
 
 Array = npt.NDArray[np.floating[Any]]
@@ -61,6 +62,10 @@ class TensorFile:
         if self._dtype(name) == "BF16":  # the upper half of a float32
             return (raw.astype("<u4") << 16).view("<f4")
         return raw if raw.dtype == np.float64 else raw.astype("<f4", copy=False)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape that the header gives one tensor."""
+        return tuple(self._header[name]["shape"])
 
     def write(self, name: str, values: Array) -> None:
         """Overwrite one tensor, with one cast to the precision that it is stored in."""
@@ -134,7 +139,7 @@ def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out:
     """Write the merged model, with everything that lies beside the target's weights, into ``out``.
 
     ``out`` also gets ``mam_plan.json``: the plan, and the SHA-256 of the donor's tensors
-    (:meth:`speechbrain_mam.Donor.fingerprint`).
+    (:meth:`speechbrain_mam.donor.Donor.fingerprint`).
 
     Arguments
     ---------
@@ -190,13 +195,17 @@ def _save_as_safetensors(target: ModelFolder, file: Path) -> None:
 
 def _rewrite(plan: MergePlan, files: Mapping[str, Path], donor: ModelFolder) -> str:
     """Overwrite the plan's tensors in ``files``; the donor's fingerprint."""
-    digest = hashlib.sha256()
-    factors: dict[tuple[int, str], float] = {}
     with ExitStack() as stack:
         # TensorFile.write finds what is not finite and names it; NumPy would only warn
         stack.enter_context(np.errstate(over="ignore", invalid="ignore"))
         touched = sorted({files[entry.target] for entry in plan.entries})
         ours = {file: stack.enter_context(TensorFile(file, "r+b")) for file in touched}
+        if not _is_plain(plan):
+            from speechbrain_mam.rewrite_any import rewrite_any
+
+            return rewrite_any(plan, {name: ours.get(file) for name, file in files.items()}, donor)
+        digest = hashlib.sha256()
+        factors: dict[tuple[int, str], float] = {}
         read = {file for file in donor.files.values() if file.suffix == ".safetensors"}
         theirs = {file: stack.enter_context(TensorFile(file)) for file in sorted(read)}
         for entry in plan.entries:
@@ -217,6 +226,16 @@ def _rewrite(plan: MergePlan, files: Mapping[str, Path], donor: ModelFolder) -> 
             if entry.lam != 1:
                 file.write(entry.target, mix(target, values, entry.lam))
     return digest.hexdigest()
+
+
+def _is_plain(plan: MergePlan) -> bool:
+    """Whether NumPy does: whole tensors of the target, λ·T + (1 − λ)·D, nothing turned or cropped.
+
+    The rest takes torch, which is the larger part of a merge's memory and time.
+    """
+    whole = all(entry.target_rows is None for entry in plan.entries)
+    same = plan.align == "none" and plan.donor_width == plan.hidden_size
+    return whole and same and method_named(plan.method).is_linear
 
 
 def _read_bin(donor: ModelFolder, name: str) -> Array:

@@ -1,0 +1,57 @@
+"""The merges on files that NumPy is not enough for: other methods, alignment, crops, fused targets.
+
+They are the live merge's own functions, on tensors that are read from the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from speechbrain_mam.donor import ModelFolder, TensorKey, fingerprint
+from speechbrain_mam.merge import donor_tensors, linear, own_part
+from speechbrain_mam.plan import MergePlan
+from speechbrain_mam.rewrite import TensorFile
+
+
+class _FolderSource:
+    """A model folder's self-attention in float32."""
+
+    def __init__(self, folder: ModelFolder):
+        self.folder, self.index = folder, folder.attention()
+
+    def tensor(self, key: TensorKey) -> torch.Tensor:
+        ref = self.index.tensors[key]
+        tensor = self.folder.read(ref.name)
+        return (tensor if ref.rows is None else tensor[slice(*ref.rows)]).float()
+
+
+def rewrite_any(plan: MergePlan, files: Mapping[str, TensorFile | None], donor: ModelFolder) -> str:
+    """Overwrite the plan's tensors in ``files``, which are open; the donor's fingerprint.
+
+    Arguments
+    ---------
+    plan : MergePlan
+        Any plan.
+    files : mapping
+        The file of each of the target's tensors.
+    donor : ModelFolder
+        Only read.
+    """
+    source = _FolderSource(donor)
+
+    def read(name: str) -> torch.Tensor:
+        file = files[name]
+        assert file is not None
+        return torch.from_numpy(file.read(name).copy()).reshape(file.shape(name))
+
+    for entry, theirs in donor_tensors(plan, source, read):
+        if entry.lam == 1:
+            continue
+        file, whole = files[entry.target], read(entry.target)
+        assert file is not None
+        ours = own_part(entry, whole)
+        ours.copy_(linear(ours, theirs, entry.lam, plan.method))
+        file.write(entry.target, whole.numpy().reshape(-1))
+    return fingerprint(source, [entry.donor_key for entry in plan.entries])

@@ -1,0 +1,184 @@
+"""The merged twins of a target's projections: which class each one needs, and where it goes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from speechbrain_mam.attention import find_attention
+from speechbrain_mam.donor import TensorSource
+from speechbrain_mam.donor_mix import DonorMix
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.merge import donor_parts, donor_tensors
+from speechbrain_mam.merged_linear import MergedLinear, MergedLinearByWeight
+from speechbrain_mam.merged_other import ManyDonorsLinear, MergedRows, MethodLinear, merge_rows
+from speechbrain_mam.methods import method_named
+from speechbrain_mam.plan import MergePlan, PlanEntry
+
+Found = Sequence[tuple[PlanEntry, Tensor]]
+"""The entries of one module with the donor's tensors (of several donors, on top of each other)."""
+
+
+class Site(NamedTuple):
+    """Where a merged module goes: the attribute ``name`` of ``parent``, which holds ``plain``."""
+
+    parent: nn.Module
+    name: str
+    plain: nn.Module
+    merged: MergedLinear | MergedRows
+
+
+def build_sites(
+    target: nn.Module,
+    plan: MergePlan,
+    donor: TensorSource,
+    lams: Sequence[nn.Parameter],
+    granularity: str,
+    constraint: str,
+) -> list[Site]:
+    """A merged twin of every module that holds projections of the plan; none is put in yet.
+
+    Raises
+    ------
+    MAMError
+        If a module is of a class whose weights cannot be replaced, or several donors meet a fused
+        tensor.
+    """
+    parameters = dict(target.named_parameters())
+
+    def read(name: str) -> Tensor:
+        return parameters[name].detach()
+
+    tensors: Iterable[tuple[PlanEntry, Tensor]]
+    if isinstance(donor, DonorMix):
+        pairs = donor_parts(plan, donor, read)
+        tensors = ((entry, torch.stack(parts)) for entry, parts in pairs)
+    else:
+        tensors = donor_tensors(plan, donor, read)
+    by_owner: dict[str, list[tuple[PlanEntry, Tensor]]] = defaultdict(list)
+    for entry, tensor in tensors:
+        by_owner[entry.target.rpartition(".")[0]].append((entry, tensor))
+    reads_weight = find_attention(target).architecture.reads_weight
+    sites, owned = [], set()
+    for path, found in by_owner.items():
+        first = found[0][0]
+        lam = lams[0 if granularity == "model" else plan.layers.index(first.layer)]
+        lam.data = lam.data.to(parameters[first.target].device)
+        plain = target.get_submodule(path)
+        options = {"sigmoid": constraint == "sigmoid", "owns_lam": id(lam) not in owned}
+        owned.add(id(lam))
+        merged: MergedLinear | MergedRows
+        if first.target_rows is None:
+            merged = _merged_linear(plan, plain, found, lam, granularity, reads_weight, options)
+        else:
+            merged = _merged_rows(plan, plain, found, lam, granularity, options)
+        parent, _, name = path.rpartition(".")
+        sites.append(Site(target.get_submodule(parent), name, plain, merged))
+    return sites
+
+
+def check_donors(plan: MergePlan, granularity: str, donors: int) -> None:
+    """Whether several donors, which have a vector of λ each time, go with the rest.
+
+    Raises
+    ------
+    MAMError
+        If the granularity or the method has no place for it.
+    """
+    for key, value, allowed in (
+        ("granularity", granularity, ("model", "layer")),
+        ("method", plan.method, ("linear", "norm_matched")),
+    ):
+        if value not in allowed:
+            raise MAMError(
+                f"key '{key}': {value!r} with {donors} donors; several donors have a vector of λ "
+                f"where one has a number, which goes with {' or '.join(allowed)}"
+            )
+
+
+def _merged_linear(
+    plan: MergePlan,
+    plain: nn.Module,
+    found: Found,
+    lam: nn.Parameter,
+    granularity: str,
+    reads_weight: bool,
+    options: dict[str, Any],
+) -> MergedLinear:
+    entry = found[0][0]
+    if type(plain) is not nn.Linear:
+        raise MAMError(
+            f"'{entry.target.rpartition('.')[0]}' is a {type(plain).__name__}, expected a plain "
+            "torch.nn.Linear: add adapters to other modules, or after MAM"
+        )
+    theirs = {entry.kind: tensor for entry, tensor in found}
+    index = plan.projections.index(entry.projection) if granularity == "projection" else None
+    arguments = (plain, theirs["weight"], theirs.get("bias"), lam, index)
+    method = method_named(plan.method)
+    if theirs["weight"].dim() == 3:
+        return ManyDonorsLinear(*arguments, method=method, **options)
+    if not method.is_linear:
+        return MethodLinear(*arguments, method=method, **options)
+    return (MergedLinearByWeight if reads_weight else MergedLinear)(*arguments, **options)
+
+
+def _merged_rows(
+    plan: MergePlan,
+    plain: nn.Module,
+    found: Found,
+    lam: nn.Parameter,
+    granularity: str,
+    options: dict[str, Any],
+) -> MergedRows:
+    path = found[0][0].target.rpartition(".")[0]
+    if type(plain) is not nn.Linear and not isinstance(plain, nn.MultiheadAttention):
+        raise MAMError(
+            f"'{path}' is a {type(plain).__name__} with several projections in one tensor; λ can "
+            "be learned in a torch.nn.Linear or torch.nn.MultiheadAttention"
+        )
+    if any(tensor.dim() > len(entry.shape) for entry, tensor in found):
+        raise MAMError(
+            f"'{path}' holds several projections in one tensor, where λ cannot be learned for "
+            "several donors at once: choose one (key 'donor')"
+        )
+    names = {entry.kind: entry.target.rpartition(".")[2] for entry, _ in found}
+    whole: dict[str, Tensor] = {}
+    for entry, tensor in found:
+        like = plain._parameters[names[entry.kind]]
+        assert like is not None
+        whole.setdefault(entry.kind, torch.zeros_like(like, requires_grad=False))
+        whole[entry.kind][_rows(entry)] = tensor.to(like)
+    biases = {entry.projection for entry, _ in found if entry.kind == "bias"}
+    pieces = [
+        (_rows(entry), _places(plan, entry, lam, granularity), entry.projection in biases)
+        for entry, _ in found
+        if entry.kind == "weight"
+    ]
+    weight = names["weight"]
+    return merge_rows(
+        plain,
+        (weight, weight.removesuffix("weight") + "bias"),
+        pieces,
+        whole["weight"],
+        whole.get("bias"),
+        lam,
+        method_named(plan.method),
+        **options,
+    )
+
+
+def _rows(entry: PlanEntry) -> slice:
+    return slice(*cast("tuple[int, int]", entry.target_rows))
+
+
+def _places(plan: MergePlan, entry: PlanEntry, lam: nn.Parameter, granularity: str) -> Tensor:
+    """Which λ an entry's rows have: one for all of them, or one for each."""
+    if granularity == "projection":
+        return torch.tensor([plan.projections.index(entry.projection)])
+    if granularity == "head":
+        return torch.arange(lam.numel()).repeat_interleave(entry.shape[0] // lam.numel())
+    return torch.tensor([0])
