@@ -133,8 +133,8 @@ def test_a_second_path_trains_its_donor_and_starts_from_nothing(bert_folder):
     plan = make_plan(find_attention(model), donor.index, lam=1.0, method="multi_path")
     mam = LearnableMAM(model, plan, donor)
     torch.testing.assert_close(model(WAV).logits, untouched)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    for _ in range(2):  # at λ = 1 the donor has no gradient yet, but λ has
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(4):  # at λ = 1 the donor has no gradient yet, but λ has
         optimizer.zero_grad()
         model(WAV).logits.square().mean().backward()
         optimizer.step()
