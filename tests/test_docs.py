@@ -30,6 +30,7 @@ PAGES = [
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 MAM_KEYS = ("lam", "layers", "projections", "layer_map", "bias", "donor_scale")
 LAYERS = 24
+MERGE = "mam: !new:speechbrain_mam.MAM\n    target: !ref <encoder>\n"
 
 
 def of(kind):
@@ -107,10 +108,9 @@ def check_yaml(text, encoder, donor):
     given = "".join(f"{name}: !new:torch.nn.Identity\n" for name in names)
     content = load_hyperpyyaml(given + text)
     if isinstance(mam := content.get("mam"), MAM):
-        options = mam.options
-    else:
-        options = {key: content[key] for key in MAM_KEYS if key in content}
-    if options:
+        donors = [donor] * len(mam._donors) if mam._several else donor
+        assert MAM(encoder, donors, donor_shares=mam.donor_shares, **mam.options).plan.entries
+    elif options := {key: content[key] for key in MAM_KEYS if key in content}:
         make_plan(find_attention(encoder), donor.index, **options)
     if found & set(SEARCH_KEYS):
         shipped = (REPO / "hparams" / "mam_zeroshot.yaml").read_text(encoding="utf-8")
@@ -219,8 +219,10 @@ def test_text(block):
         ("yaml", "lam: 1.5"),
         ("yaml", "lamb: 0.5"),
         ("yaml", "lam_grid: [2.0]"),
-        ("yaml", "mam: !new:speechbrain_mam.MAM\n    target: !ref <encoder>\n    doner: bert"),
-        ("yaml", "mam: !new:speechbrain_mam.MAM\n    target: !ref <encodr>\n    donor: bert"),
+        ("yaml", f"{MERGE}    donor: bert\n    method: lerp"),
+        ("yaml", f"{MERGE}    donor: [bert, vit]\n    donor_shares: [0.5, 0.6]"),
+        ("yaml", f"{MERGE}    doner: bert"),
+        ("yaml", f"{MERGE.replace('encoder', 'encodr')}    donor: bert"),
         ("python", "from speechbrain_mam import Donner"),
         ("text", "widths are different"),
     ],
