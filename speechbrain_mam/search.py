@@ -152,7 +152,7 @@ class Sweep:
         for name, tensor in self.mam.target.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        shared = ("projections", "layer_map", "bias", "donor_scale")
+        shared = ("projections", "layer_map", "bias", "donor_scale", "method", "align", "width")
         data = hashlib.sha256(data_id.encode()).hexdigest()
         identity = {"model": digest.hexdigest(), "data": data}
         identity |= {key: str(self.mam.options[key]) for key in shared}
