@@ -27,8 +27,10 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 3
 exclude_patterns = ["build"]
 html_theme = "furo"
-html_title = f"speechbrain_mam {version}"
+html_title = "MAM for SpeechBrain"
 html_show_sourcelink = False
+html_static_path = ["static"]
+html_css_files = ["wrap.css"]
 
 napoleon_google_docstring = False
 autodoc_member_order = "bysource"
@@ -88,12 +90,11 @@ def supported_models() -> str:
         (
             row.name,
             ", ".join(f"`{name}`" for name in (*row.model_types, *row.classes)),
-            "donor only" if row.fused else "target, donor",
             "yes" if row.fused else "no",
         )
         for row in architectures.ARCHITECTURES
     ]
-    return table(("family", "recognised by", "as", "fused projections"), rows)
+    return table(("family", "recognised by", "fused projections"), rows)
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -111,7 +112,7 @@ def verbs() -> list[str]:
 def help_of(*verb: str) -> str:
     """What ``speechbrain-mam VERB --help`` prints."""
     columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "90"
     try:
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
             main([*verb, "--help"])
@@ -124,10 +125,10 @@ def help_of(*verb: str) -> str:
 
 def command_line() -> str:
     """Every command's help, each under its own heading."""
-    parts = [f"```text\n{help_of().rstrip()}\n```"]
+    parts = [f"```none\n{help_of().rstrip()}\n```"]
     for verb in verbs():
         text = help_of(verb).rstrip()
-        parts.append(f"## `speechbrain-mam {verb}`\n\n```text\n{text}\n```")
+        parts.append(f"## `speechbrain-mam {verb}`\n\n```none\n{text}\n```")
     return "\n\n".join(parts)
 
 

@@ -26,7 +26,7 @@ from torch.distributed.run import get_args_parser
 from speechbrain_mam import cli, seeds
 from speechbrain_mam.folds import parse_folds
 
-DIRECTIVES = {"include", "toctree", "note"}
+DIRECTIVES = {"include", "toctree"}
 """Of MyST, which the strict build checks."""
 
 NOT_THERE = re.compile(

@@ -79,6 +79,15 @@ def test_every_block_is_of_a_kind_that_is_checked():
     assert {block.page.name for block in BLOCKS} >= {"README.md", "recipe.md", "scale.md"}
 
 
+def test_paths_that_the_pages_name_exist():
+    tops = "recipes|hparams|docs|tests|benchmarks|examples|speechbrain_mam|\\.github"
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for path in re.findall(rf"`((?:{tops})/[\w./-]+)`", text):
+            embedded = path in ("speechbrain_mam/hubert-mini", "speechbrain_mam/beats-mini")
+            assert embedded or path == "docs/build" or (REPO / path).exists(), f"{page}: {path}"
+
+
 def run_python(blocks, namespace):
     for block in blocks:
         code = compile("\n" * (block.line - 1) + block.text, str(block.page), "exec")
