@@ -7,106 +7,51 @@ A recipe adds MAM with a ``mam`` key in its YAML and this class in front of its 
 
 from __future__ import annotations
 
-import csv
-import functools
 import random
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import speechbrain as sb
 import torch
-import yaml
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.train_logger import TrainLogger
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.learnable import keep_donor_out_of_ddp
+from speechbrain_mam.lambda_history import LambdaHistory, LambdaLog
+from speechbrain_mam.learnable import LearnableMAM, keep_donor_out_of_ddp
+from speechbrain_mam.live_target import (
+    apply_merge,
+    check_in_place,
+    merge_again_after_loading,
+    open_to_gradients,
+)
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.plots import plot_lambdas, write_beside
+from speechbrain_mam.overridden import then, within
+from speechbrain_mam.plots import write_beside
 
 logger = get_logger(__name__)
 
-
-@register_checkpoint_hooks
-class LambdaHistory:
-    """λ at the end of each epoch, and which donor they belong to: MAM's part of a checkpoint.
-
-    Arguments
-    ---------
-    mam : MAM
-        A learnable merge that has been applied.
-    """
-
-    def __init__(self, mam: MAM):
-        self.mam = mam
-        self.rows: dict[int, dict[str, float]] = {0: mam.live.values()}
-
-    def record(self, epoch: int) -> dict[str, float]:
-        """Keep the present λ as those of ``epoch``."""
-        self.rows[epoch] = self.mam.live.values()
-        return self.rows[epoch]
-
-    def write(self, folder: Path) -> None:
-        """``lambdas.csv`` and ``lambdas.png`` (heat map: layer × epoch)."""
-
-        def write_csv(part: Path) -> None:
-            with part.open("w", newline="", encoding="utf-8") as stream:
-                table = csv.writer(stream)
-                table.writerow(["epoch", *self.rows[0]])
-                table.writerows([epoch, *row.values()] for epoch, row in sorted(self.rows.items()))
-
-        write_beside(folder / "lambdas.csv", write_csv)
-        epochs = sorted(self.rows)
-        plot_lambdas(epochs, [self.rows[epoch] for epoch in epochs], folder / "lambdas.png")
-
-    @mark_as_saver
-    def _save(self, path: str) -> None:
-        content = {
-            "donor": self.mam.plan.donor_name,
-            "donor_hash": self.mam.donor_hash,
-            "lambdas": self.rows,
-        }
-        Path(path).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-
-    @mark_as_loader
-    def _load(self, path: str, end_of_epoch: bool) -> None:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if content["donor_hash"] != self.mam.donor_hash:
-            raise MAMError(
-                f"the checkpoint {path} belongs to another donor: it was trained with "
-                f"'{content['donor']}' (sha256 {content['donor_hash'][:12]}…), the key 'donor' "
-                f"gives '{self.mam.plan.donor_name}' (sha256 {self.mam.donor_hash[:12]}…). Use "
-                "that donor and the same layers and projections, or another output_folder"
-            )
-        self.rows = content["lambdas"]
-
-
-def _then(method: Callable, name: str) -> Callable:
-    """``method``, followed by what MAM does after it."""
-
-    @functools.wraps(method)
-    def wrapped(self, *args, **kwargs):
-        return getattr(self, f"_mam_after_{name}")(method(self, *args, **kwargs), *args, **kwargs)
-
-    return wrapped
+WRAPPERS = {
+    "init_optimizers": then("init_optimizers"),
+    "freeze_optimizers": then("freeze_optimizers"),
+    "fit_batch": within("fit_batch"),
+    "on_stage_end": within("on_stage_end"),
+    "on_evaluate_start": within("on_evaluate_start"),
+}
 
 
 class MAMBrain(sb.Brain):
     """A ``Brain`` that merges before training and folds before evaluation.
 
     Put it in front of any Brain: ``class ASR(MAMBrain, sb.Brain)``, or ``class MAMASR(MAMBrain,
-    TheirASR)``. It works with whatever ``init_optimizers``, ``freeze_optimizers`` and
-    ``on_stage_end`` a recipe defines: MAM's part runs right after them. Without a ``mam`` in
-    ``hparams`` it is the plain Brain.
+    TheirASR)``. It works with whatever ``init_optimizers``, ``freeze_optimizers``, ``fit_batch``,
+    ``optimizers_step``, ``on_stage_end`` and ``on_evaluate_start`` a recipe defines: MAM's part
+    runs around them. Without a ``mam`` in ``hparams`` it is the plain Brain.
+
+    A target that the recipe freezes (``freeze: True``) stays as it is, and λ is learned alone.
 
     It reads these hyperparameters:
 
@@ -123,14 +68,15 @@ class MAMBrain(sb.Brain):
     Raises
     ------
     MAMError
-        Before any step: if the merge does not fit, or ``mam_optimizer`` is missing.
+        Before any step: if the merge does not fit, ``mam_optimizer`` is missing, or a merged
+        projection has been replaced, by an adapter for example.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        for name in ("init_optimizers", "freeze_optimizers", "on_stage_end"):
+        for name, wrapper in WRAPPERS.items():
             if name in cls.__dict__:
-                setattr(cls, name, _then(cls.__dict__[name], name))
+                setattr(cls, name, wrapper(cls.__dict__[name]))
 
     def __init__(
         self, modules=None, opt_class=None, hparams=None, run_opts=None, checkpointer=None
@@ -138,9 +84,11 @@ class MAMBrain(sb.Brain):
         hparams = hparams or {}
         self.mam: MAM | None = hparams.get("mam")
         self.history: LambdaHistory | None = None
-        self._untouched = False
+        self._mam_inside: set[str] = set()  # methods that are running
+        self._mam_stepped: set[str] = set()  # whose optimizers a batch has stepped
+        self._mam_started = self._mam_learned = self._mam_folded = False
         if self.mam is not None:
-            self.mam.apply()
+            apply_merge(self.mam)
             self._check_in_modules(modules)
             if self.mam.learnable:
                 if hparams.get("mam_optimizer") is None:
@@ -149,6 +97,8 @@ class MAMBrain(sb.Brain):
                         "'mam_optimizer: !name:torch.optim.Adam' with 'lr: 0.01'"
                     )
                 self.history = LambdaHistory(self.mam)
+                self._mam_log = LambdaLog(hparams.values())
+            merge_again_after_loading(self.mam, lambda: self._mam_started)
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
         if self.history is not None and self.checkpointer is not None:
             self.checkpointer.add_recoverable("mam", self.history)
@@ -169,6 +119,11 @@ class MAMBrain(sb.Brain):
         folder = getattr(self.hparams, "output_folder", None)
         return Path(folder) if folder and Path(folder).is_dir() else None
 
+    @property
+    def _lams(self) -> LearnableMAM:
+        assert self.mam is not None
+        return self.mam.live
+
     def _check_in_modules(self, modules) -> None:
         """λ must be inside ``modules``: elsewhere it would train, and ranks silently diverge."""
         assert self.mam is not None
@@ -185,16 +140,29 @@ class MAMBrain(sb.Brain):
     def _mam_after_init_optimizers(self, result):
         if self.history is None:
             return result
-        lams = self.mam.live.parameters()
+        lams = self._lams.parameters()
         ours = {id(lam) for lam in lams}
-        for optimizer in (self.optimizers_dict or {}).values():
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if id(p) not in ours]
+        theirs = self.optimizers_dict
+        if theirs is None:  # then sb.Brain steps `optimizer`: only while there is no dictionary
+            theirs = {} if self.opt_class is None else {"optimizer": self.optimizer}
+        # A recipe keeps an optimizer out of the dictionary to freeze it, or to step it by itself.
+        for optimizer in {id(o): o for o in (*theirs.values(), *vars(self).values())}.values():
+            if isinstance(optimizer, torch.optim.Optimizer):
+                for group in optimizer.param_groups:
+                    group["params"] = [p for p in group["params"] if id(p) not in ours]
+                optimizer.register_step_post_hook(lambda *_: self._mam_stepped.add("theirs"))
         self.mam_optimizer = self.hparams.mam_optimizer(lams)
-        self.optimizers_dict = {**(self.optimizers_dict or {}), "mam_optimizer": self.mam_optimizer}
+        self.mam_optimizer.register_step_post_hook(self._mam_after_step)
+        self.optimizers_dict = {**theirs, "mam_optimizer": self.mam_optimizer}
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("mam_optimizer", self.mam_optimizer)
         return result
+
+    def _mam_after_step(self, *_) -> None:
+        """λ is put back into [0, 1] after each of its steps, whoever makes it."""
+        self._mam_stepped.add("lam")
+        self._mam_learned |= any(lam.grad is not None for lam in self._lams.parameters())
+        self._lams.project_()
 
     def freeze_optimizers(self, optimizers):
         """λ is stepped even while a recipe freezes other optimizers."""
@@ -205,11 +173,23 @@ class MAMBrain(sb.Brain):
             return valid
         return {**valid, "mam_optimizer": optimizers["mam_optimizer"]}
 
-    def optimizers_step(self):
-        """One step, after which λ is put back into [0, 1]."""
-        super().optimizers_step()
-        if self.history is not None:
-            self.mam.live.project_()
+    @within("fit_batch")
+    def fit_batch(self, batch):
+        """One batch; where a recipe steps its own optimizers only, λ is stepped with them."""
+        return super().fit_batch(batch)
+
+    @contextmanager
+    def _mam_around_fit_batch(self, batch) -> Iterator[None]:
+        self._mam_stepped = set()
+        yield
+        if self.history is None or self._mam_stepped != {"theirs"}:
+            return
+        lams = self._lams.parameters()
+        if any(lam.grad is not None for lam in lams):
+            self.scaler.unscale_(self.mam_optimizer)
+            torch.nn.utils.clip_grad_norm_(lams, self.max_grad_norm)
+            self.scaler.step(self.mam_optimizer)
+            self.mam_optimizer.zero_grad(set_to_none=True)
 
     def _wrap_distributed(self):
         for module in self.modules.values():
@@ -218,11 +198,23 @@ class MAMBrain(sb.Brain):
 
     def on_fit_start(self):
         """Refuse to train a merge that is fixed: its undoing would lose what was learned."""
-        if self.mam is not None and not self.mam.learnable:
-            raise MAMError(
-                "fit() with a fixed λ: a zero-shot merge trains nothing; set 'learnable: True'"
-            )
+        if self.mam is not None:
+            if not self.mam.learnable:
+                raise MAMError(
+                    "fit() with a fixed λ: a zero-shot merge trains nothing; set 'learnable: True'"
+                )
+            self._mam_insert()
+            open_to_gradients(self.mam, self.modules)
+        self._mam_started = True
         super().on_fit_start()
+
+    def _mam_insert(self) -> None:
+        """λ in the target, where an evaluation may have folded it."""
+        if self._mam_folded:
+            self._lams.insert()
+        self._mam_folded = False
+        assert self.mam is not None
+        check_in_place(self.mam)
 
     def on_fit_batch_start(self, batch, should_step):
         """Seed the step where ``exact_resume`` asks for it."""
@@ -235,49 +227,55 @@ class MAMBrain(sb.Brain):
             np.random.seed(seed)
             random.seed(seed)
 
+    @within("on_stage_end")
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """The Brain's statistics; after a training epoch, λ's."""
+        """The Brain's statistics; those of a training epoch hold λ."""
         super().on_stage_end(stage, stage_loss, epoch)
-        self._mam_after_on_stage_end(None, stage, stage_loss, epoch)
 
-    def _mam_after_on_stage_end(self, result, stage, stage_loss, epoch=None):
-        if self.history is None or stage != sb.Stage.TRAIN:
-            return result
-        lambdas = self.history.record(epoch)
-        stats = {f"lambda {name}": value for name, value in lambdas.items()}
-        for train_logger in vars(self.hparams).values():
-            if isinstance(train_logger, TrainLogger):
-                train_logger.log_stats({"epoch": epoch}, train_stats=stats)
-        if self._folder is not None and if_main_process():
-            self.history.write(self._folder)
-        return result
+    @contextmanager
+    def _mam_around_on_stage_end(self, stage, stage_loss, epoch=None) -> Iterator[None]:
+        if self.history is not None and stage == sb.Stage.TRAIN:
+            if not self._mam_learned:
+                logger.warning(
+                    "λ has not moved: no gradient has reached it up to epoch %s. Does the recipe "
+                    "run the target under torch.no_grad(), or detach its output?",
+                    epoch,
+                )
+            self._mam_log.add(epoch, self.history.record(epoch))
+            if self._folder is not None and if_main_process():
+                self.history.write(self._folder)
+        yield
 
+    @within("on_evaluate_start")
     def on_evaluate_start(self, max_key=None, min_key=None):
-        """Recover the best checkpoint *without* MAM's result in the way, then merge for good.
+        """Recover the best checkpoint *without* MAM's result in the way, then merge for good."""
+        super().on_evaluate_start(max_key, min_key)
 
-        ``Brain.evaluate`` recovers a checkpoint, which would overwrite merged weights. So a learned
-        merge is recovered live and then folded, and a fixed one is taken back, recovered, applied.
+    @contextmanager
+    def _mam_around_on_evaluate_start(self, max_key=None, min_key=None) -> Iterator[None]:
+        """What is recovered, or averaged, are the target's own weights.
+
+        They would overwrite merged ones. So a learned merge is recovered live and then folded, and
+        a fixed one is taken back, recovered, applied.
         """
-        if self._untouched:
-            return
+        self._mam_started = True
         if self.history is not None:
-            self.mam.live.insert()
-            super().on_evaluate_start(max_key, min_key)
-            self.mam.live.fold()
-        elif self.mam is not None:
-            with self.mam.taken_back():
-                super().on_evaluate_start(max_key, min_key)
+            self._mam_insert()
+            yield
+            self._lams.fold()
+            self._mam_folded = True
         else:
-            super().on_evaluate_start(max_key, min_key)
+            with self.mam.taken_back() if self.mam is not None else nullcontext():
+                yield
 
     def evaluate_untouched(self, test_set, **kwargs: Any) -> float:
         """``evaluate`` the model as it is now without MAM, and without recovering a checkpoint.
 
         Before training, this is the untouched target.
         """
-        self._untouched = True
+        self.on_evaluate_start = lambda max_key=None, min_key=None: None  # type: ignore
         try:
             with self.mam.taken_back() if self.mam is not None else nullcontext():
                 return self.evaluate(test_set, **kwargs)
         finally:
-            self._untouched = False
+            del self.on_evaluate_start
