@@ -25,7 +25,8 @@ def run_fold(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets)
     """Test the untouched encoder, train, merge, test, and say what came out.
 
     The untouched encoder has a linear classifier, fitted to the training clips' fixed features;
-    fine-tuning starts from it. λ, layers, penalty and epoch are chosen on validation clips.
+    fine-tuning starts from it, and Learnable-MAM from one that is fitted to the features of λ's
+    start. λ, layers, penalty and epoch are chosen on validation clips.
 
     Arguments
     ---------
@@ -52,6 +53,10 @@ def run_fold(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets)
     if fixed:
         results |= _merge(brain, hparams, datasets)
     else:
+        if mam is not None:
+            # λ starts below 1: the classifier is to fit the features that training starts from,
+            # as it does without merging.
+            brain.fit_classifier(datasets["train"], datasets["valid"])
         _fit(brain, hparams, datasets)
         results[method] = brain.test(datasets["test"], method)
     summarize(brain, results)
