@@ -46,15 +46,37 @@ def files_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def sources() -> set[str]:
+    """The files of this checkout, or of an unpacked source distribution.
+
+    What the README's commands leave at the top (``report``, ``merged``) is none of them.
+    """
+    if not (REPO / ".git").exists():
+        caches = ("__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis")
+        return {name for name in files_below(REPO) if not set(Path(name).parts) & set(caches)}
+
+    def listed(*options):
+        done = subprocess.run(
+            ["git", "ls-files", "-z", *options], cwd=REPO, capture_output=True, check=True
+        )
+        return {name for name in done.stdout.decode().split("\0") if (REPO / name).is_file()}
+
+    tracked = listed("--cached")
+    tops = {name.split("/")[0] for name in tracked if "/" in name}
+    new = listed("--others", "--exclude-standard")
+    return tracked | {name for name in new if name.split("/")[0] in tops}
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """``(files of the tree, sdist, wheel)``."""
     folder = tmp_path_factory.mktemp("packaging")
     tree, out = folder / "tree", folder / "dist"
-    ignored = [line.rstrip("/") for line in (REPO / ".gitignore").read_text().split()]
-    shutil.copytree(REPO, tree, ignore=shutil.ignore_patterns(".git", *ignored))
-    sources = files_below(tree)
-    assert not sources & set(LEFTOVERS)
+    names = sources()
+    assert not names & set(LEFTOVERS)
+    for name in names:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPO / name, tree / name)
     for name in LEFTOVERS:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("left over")
@@ -64,29 +86,28 @@ def built(tmp_path_factory):
     options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", out)
     python("-m", "pip", "wheel", "--quiet", *options, sdist, cwd=folder)
     (wheel,) = out.glob("*.whl")
-    return sources, sdist, wheel
+    return names, sdist, wheel
 
 
 def test_the_source_distribution_is_the_tree(built):
     """All that the README and the docs speak of, and nothing that a run or a build left."""
-    sources, sdist, _ = built
+    given, sdist, _ = built
     with tarfile.open(sdist) as archive:
         names = [Path(member.name) for member in archive.getmembers() if member.isfile()]
     held = {Path(*name.parts[1:]).as_posix() for name in names}
     made = {"PKG-INFO", "setup.cfg"} | {name for name in held if ".egg-info/" in name}
-    expected = {name for name in sources if name.split("/")[0] not in LEFT_OUT}
-    assert held - made == expected
+    assert held - made == {name for name in given if name.split("/")[0] not in LEFT_OUT} - made
     for name in ("recipes/LJSpeech/train.py", "hparams/large/mam_learnable.yaml", "docs/conf.py"):
         assert name in held
 
 
 def test_the_wheel_is_the_package(built):
     """Embedded models and corpora, ``py.typed``; no tests, recipes or results."""
-    sources, _, wheel = built
+    given, _, wheel = built
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     held = {name for name in names if ".dist-info/" not in name}
-    assert held == {name for name in sources if name.startswith("speechbrain_mam/")}
+    assert held == {name for name in given if name.startswith("speechbrain_mam/")}
     assert "speechbrain_mam/py.typed" in held
     for name in ("hubert_mini/model.safetensors", "beats_mini/beats_mini.pt", "data/mini_vctk.tar"):
         assert f"speechbrain_mam/embedded/{name}" in held
