@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPO
 
 LEFT_OUT = (".ci", ".github")
@@ -152,3 +153,24 @@ def test_the_wheel_runs_alone(built, tmp_path):
     folders = python("-c", read, cwd=empty, **alone).split()
     assert [len(list(Path(folder).rglob("*.*"))) > 100 for folder in folders] == [True] * 3
     assert not list(empty.iterdir())
+
+
+def test_the_citation_and_the_forms_are_whole():
+    """CITATION.cff names both parents; each issue form has what GitHub asks of one."""
+    cff = yaml.safe_load((REPO / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "version", "license"} <= set(cff)
+    paper = cff["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]][:2] == ["Sundar", "Yang"]
+    assert "2312.14378" in paper["url"]
+    forms = REPO / ".github" / "ISSUE_TEMPLATE"
+    if not forms.is_dir():
+        pytest.skip("a source distribution has no issue forms")
+    for form in sorted(set(forms.glob("*.yml")) - {forms / "config.yml"}):
+        content = yaml.safe_load(form.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= set(content), form
+        fields = [field for field in content["body"] if field["type"] != "markdown"]
+        assert all(field["attributes"]["label"] for field in fields), form
+        ids = [field["id"] for field in fields]
+        assert len(ids) == len(set(ids)) > 3, form
+        kinds = {"markdown", "textarea", "input", "dropdown", "checkboxes"}
+        assert {field["type"] for field in content["body"]} <= kinds, form
