@@ -103,6 +103,23 @@ def test_a_pretrainer_may_load_a_part_of_the_target(bert_folder, tmp_path):
     assert all(same(brain.modules.encoder.hubert.encoder, weights).values())
 
 
+def test_a_resumed_training_keeps_the_scale_of_the_donor(bert_folder, tmp_path):
+    """It was that of the pretrained target; the checkpoint's is another one."""
+    first, resumed = (
+        build(bert_folder, save=tmp_path, donor_scale="match_norm", opt_class=sgd) for _ in range(2)
+    )
+    first.fit(range(1), loader(2), loader())
+    resumed.fit(range(0), loader())
+    name = first.mam.plan.entries[0].target
+    own, start = resumed.mam.target.get_parameter(name), build_speech_model().get_parameter(name)
+    assert resumed.mam.live.values() == first.mam.live.values() and not torch.equal(own, start)
+    of_first, of_resumed = (
+        {n: t for n, t in each.mam.target.named_buffers() if "donor" in n}
+        for each in (first, resumed)
+    )
+    assert of_first and all(torch.equal(of_resumed[n], t) for n, t in of_first.items())
+
+
 def test_averaged_checkpoints_are_loaded_before_folding(bert_folder, tmp_path):
     """Recipes that average do so after ``super().on_evaluate_start()``."""
 
@@ -146,7 +163,8 @@ def test_bf16(accumulate, bert_folder):
         assert low != full and low == pytest.approx(full, rel=0.02)
 
 
-def test_an_encoder_that_waits_for_its_warm_up(bert_folder):
+@pytest.mark.parametrize("active", [("head",), ()])
+def test_an_encoder_that_waits_for_its_warm_up(active, bert_folder):
     """``freeze_optimizers`` as recipes use it: the encoder's optimizer starts later."""
 
     class WarmUp(MAMBrain, Plain):
@@ -159,7 +177,7 @@ def test_an_encoder_that_waits_for_its_warm_up(bert_folder):
         def freeze_optimizers(self, optimizers):
             if self.optimizer_step >= 2:
                 return optimizers
-            return {name: o for name, o in optimizers.items() if name == "head"}
+            return {name: optimizers[name] for name in active}
 
     brain = build(bert_folder, WarmUp)
     before = state_of(brain.modules.encoder.base_model)

@@ -182,7 +182,7 @@ def unmodified(tmp_path_factory) -> Path:
     cache = Path(os.environ.get("SPEECHBRAIN_MAM_CACHE", tmp))
     archive = cache / f"{RELEASE.replace('==', '-')}.tar.gz"
     if not archive.exists():
-        download(archive)
+        download(archive, tmp / "requirements.txt")
     assert hashlib.sha256(archive.read_bytes()).hexdigest() == SHA256, f"{archive}: other content"
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -193,9 +193,7 @@ def unmodified(tmp_path_factory) -> Path:
     return tmp / "tree"
 
 
-def download(archive: Path) -> None:
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    pinned = archive.with_name("requirements.txt")
+def download(archive: Path, pinned: Path) -> None:
     pinned.write_text(f"{RELEASE} --hash=sha256:{SHA256}\n")
     options = ("--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--retries", "1")
     done = subprocess.run(
