@@ -94,13 +94,13 @@ class LearnableMAM:
 
     def insert(self) -> None:
         """Put the merged projections (back) in."""
-        for parent, name, _, merged in self._sites:
-            setattr(parent, name, merged)
+        for site in self._sites:
+            site.put(site.merged)
 
     def remove(self) -> None:
         """Take them out: the target's own projections, with their own current weights, are back."""
-        for parent, name, plain, _ in self._sites:
-            setattr(parent, name, plain)
+        for site in self._sites:
+            site.put(site.plain)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -108,14 +108,15 @@ class LearnableMAM:
 
         :meth:`insert` undoes it: λ and the target's weights are kept.
         """
-        for parent, name, plain, merged in self._sites:
+        for site in self._sites:
+            plain, merged = site.plain, site.merged
             names = merged.names if isinstance(merged, MergedRows) else ("weight", "bias")
             folded = copy_module(plain)
             for part, tensor in zip(names, merged.merged(), strict=True):
                 if tensor is not None:
                     trained = plain.get_parameter(part).requires_grad
                     folded._parameters[part] = nn.Parameter(tensor.clone(), requires_grad=trained)
-            setattr(parent, name, folded.train(merged.training))
+            site.put(folded)
 
     def parameters(self) -> list[nn.Parameter]:
         """The learned λ (logits under ``sigmoid``)."""

@@ -90,7 +90,7 @@ def merge_again_after_loading(mam: MAM, started: Callable[[], bool]) -> None:
         nonlocal depth, merged
         depth += 1
         if depth == 1:
-            merged = mam._merge is not None
+            merged = mam.is_merged
             if merged:
                 mam.take_back()
 
@@ -102,7 +102,7 @@ def merge_again_after_loading(mam: MAM, started: Callable[[], bool]) -> None:
         if merged:
             mam.apply()
         elif mam.learnable and not started() and _derives_from_target(mam):
-            _build_again(mam)
+            mam.rebuild()  # λ may have been among what was loaded, and stays
 
     for module in _holders(mam):
         module.register_load_state_dict_pre_hook(before)
@@ -118,13 +118,4 @@ def _holders(mam: MAM) -> list[nn.Module]:
 
 
 def _derives_from_target(mam: MAM) -> bool:
-    return any(mam.options.get(key, "none") != "none" for key in ("donor_scale", "align"))
-
-
-def _build_again(mam: MAM) -> None:
-    former = mam.live
-    former.remove()
-    mam._live = None
-    mam.apply()
-    for lam, loaded in zip(mam.live.parameters(), former.parameters(), strict=True):
-        lam.data = loaded.data  # λ may have been among what was loaded
+    return mam.plan.donor_scale != "none" or mam.plan.align != "none"

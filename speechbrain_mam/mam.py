@@ -159,6 +159,20 @@ class MAM:
             raise RuntimeError("MAM.apply() has not been called, or λ is fixed (learnable: False)")
         return self._live
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether a fixed merge stands in the target's weights."""
+        return self._merge is not None
+
+    def rebuild(self) -> None:
+        """Derive a learnable merge again from the target's present weights; λ is kept."""
+        former = self.live
+        self.take_back()
+        self._live = None
+        self.apply()
+        for lam, kept in zip(self.live.parameters(), former.parameters(), strict=True):
+            lam.data = kept.data
+
     def apply(self) -> None:
         """Merge, or put the learnable λ in. A second call changes nothing."""
         if self.learnable:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from speechbrain_mam.attention import TensorRef
 from speechbrain_mam.donor import TensorKey
+from speechbrain_mam.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class MergePlan:
             f"({self.donor_architecture}, {self.donor_layers} layers), {depth}",
             f"{width}, {heads}; {len(weights)} weights and {biases} biases",
             f"{how}, donor_scale: {self.donor_scale}",
-            "λ is the target's share: 1 is the untouched target",
+            f"W = {METHODS[self.method].formula}",
         ]
         if self.kept_biases:
             lines.append(f"left as they are, only one side having them: {self._kept()}")

@@ -45,6 +45,8 @@ class MergeMethod:
         What the YAML calls it.
     function : callable
         ``function(target, donor, lam)``.
+    formula : str
+        How a plan writes it.
     donor_scale : str, optional
         The plan's ``donor_scale`` that it brings along.
     trains_donor : bool
@@ -55,6 +57,7 @@ class MergeMethod:
 
     name: str
     function: MergeFunction
+    formula: str = "see its documentation"
     donor_scale: str | None = None
     trains_donor: bool = False
     same_family: bool = False
@@ -109,9 +112,12 @@ def method_named(name: str) -> MergeMethod:
     return METHODS[name]
 
 
-@merge_method("pretrained", same_family=True)
-@merge_method("norm_matched", donor_scale="match_norm")
-@merge_method("linear")
+_LINEAR = "λ · W_target + (1 − λ) · W_donor"
+
+
+@merge_method("pretrained", formula=_LINEAR, same_family=True)
+@merge_method("norm_matched", formula=_LINEAR, donor_scale="match_norm")
+@merge_method("linear", formula=_LINEAR)
 def linear(target: Tensor, donor: Tensor, lam: Any) -> Tensor:
     """λ · target + (1 − λ) · donor.
 
@@ -124,7 +130,7 @@ def linear(target: Tensor, donor: Tensor, lam: Any) -> Tensor:
     return donor.lerp(target, lam)
 
 
-@merge_method("slerp")
+@merge_method("slerp", formula="(sin λω · W_target + sin (1 − λ)ω · W_donor) / sin ω")
 def slerp(target: Tensor, donor: Tensor, lam: Any) -> Tensor:
     """(sin λω · target + sin (1 − λ)ω · donor) / sin ω, ω the angle between the flat tensors.
 
@@ -149,7 +155,7 @@ def slerp(target: Tensor, donor: Tensor, lam: Any) -> Tensor:
     return (shares[0] * one + shares[1] * other).to(target.dtype)
 
 
-@merge_method("multi_path", trains_donor=True)
+@merge_method("multi_path", formula="W_target + (1 − λ) · W_donor", trains_donor=True)
 def multi_path(target: Tensor, donor: Tensor, lam: Any) -> Tensor:
     """target + (1 − λ) · donor: the donor is a second path beside the target's own.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from speechbrain_mam.attention import find_attention
 from speechbrain_mam.donor import TensorSource
@@ -24,12 +25,19 @@ Found = Sequence[tuple[PlanEntry, Tensor]]
 
 
 class Site(NamedTuple):
-    """Where a merged module goes: the attribute ``name`` of ``parent``, which holds ``plain``."""
+    """Where a merged module goes: to ``path`` in ``target``, in the place of ``plain``."""
 
-    parent: nn.Module
-    name: str
+    target: nn.Module
+    path: str
     plain: nn.Module
     merged: MergedLinear | MergedRows
+
+    def put(self, module: nn.Module) -> None:
+        """Put a module there. Sites that hold other sites come first: their parts are new then."""
+        parent, _, name = self.path.rpartition(".")
+        # A multi-head attention has a dropout of its own, so the mode matters.
+        module.train(self.target.get_submodule(self.path).training)
+        setattr(self.target.get_submodule(parent), name, module)
 
 
 def build_sites(
@@ -76,9 +84,8 @@ def build_sites(
             merged = _merged_linear(plan, plain, found, lam, granularity, reads_weight, options)
         else:
             merged = _merged_rows(plan, plain, found, lam, granularity, options)
-        parent, _, name = path.rpartition(".")
-        sites.append(Site(target.get_submodule(parent), name, plain, merged))
-    return sites
+        sites.append(Site(target, path, plain, merged))
+    return sorted(sites, key=lambda site: site.path.count("."))
 
 
 def check_donors(plan: MergePlan, granularity: str, donors: int) -> None:
@@ -110,10 +117,12 @@ def _merged_linear(
     options: dict[str, Any],
 ) -> MergedLinear:
     entry = found[0][0]
-    if type(plain) is not nn.Linear:
+    if type(plain) is NonDynamicallyQuantizableLinear:
+        reads_weight = True  # torch.nn.MultiheadAttention's output projection is never called
+    elif type(plain) is not nn.Linear:
         raise MAMError(
             f"'{entry.target.rpartition('.')[0]}' is a {type(plain).__name__}, expected a plain "
-            "torch.nn.Linear: add adapters to other modules, or after MAM"
+            "torch.nn.Linear: add adapters to other modules"
         )
     theirs = {entry.kind: tensor for entry, tensor in found}
     index = plan.projections.index(entry.projection) if granularity == "projection" else None
