@@ -6,7 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from speechbrain_mam.attention import ARCHITECTURES, find_attention, index_attention
+    from speechbrain_mam.architectures import (
+        ARCHITECTURES,
+        Architecture,
+        register_architecture,
+        supported_models,
+    )
+    from speechbrain_mam.attention import find_attention, index_attention
     from speechbrain_mam.brain import MAMBrain
     from speechbrain_mam.donor import Donor
     from speechbrain_mam.errors import MAMError
@@ -21,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ARCHITECTURES",
     "MAM",
+    "Architecture",
     "Donor",
     "LearnableMAM",
     "MAMBrain",
@@ -31,11 +38,14 @@ __all__ = [
     "find_attention",
     "index_attention",
     "make_plan",
+    "register_architecture",
+    "supported_models",
 ]
 
 
 _MODULES = {
-    "ARCHITECTURES": "attention",
+    "ARCHITECTURES": "architectures",
+    "Architecture": "architectures",
     "MAM": "mam",
     "Donor": "donor",
     "LearnableMAM": "learnable",
@@ -47,6 +57,8 @@ _MODULES = {
     "find_attention": "attention",
     "index_attention": "attention",
     "make_plan": "plan",
+    "register_architecture": "architectures",
+    "supported_models": "architectures",
 }
 
 

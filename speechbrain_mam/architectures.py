@@ -1,132 +1,33 @@
 """The table of architectures: how each family of Transformers names its self-attention.
 
-A new family is a new row of :data:`ARCHITECTURES`. What reads the rows is in
-:mod:`speechbrain_mam.attention`.
+A new family is a new row: in :mod:`speechbrain_mam.architecture_table`, or of one's own with
+:func:`register_architecture`. What reads the rows is in :mod:`speechbrain_mam.attention`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from typing import NamedTuple
 
+from speechbrain_mam.architecture_row import ROLES
+from speechbrain_mam.architecture_row import Architecture as Architecture
+from speechbrain_mam.architecture_table import ROWS
 from speechbrain_mam.errors import MAMError
 
+ARCHITECTURES: list[Architecture] = list(ROWS)
+"""The table. :func:`register_architecture` adds to it."""
 
-@dataclass(frozen=True)
-class Architecture:
-    """One family of Transformers: a row of the table.
 
-    Arguments
-    ---------
-    name : str
-        What the family is called in plans and messages.
-    model_types : tuple of str
-        ``model_type`` in its Hugging Face ``config.json``; a live model is recognised by the same
-        field of its ``config``. ``timm/vit`` stands for a timm model whose ``architecture`` starts
-        with ``vit``.
-    layer : str
-        Regular expression for the path of layer ``(?P<layer>\\d+)``, from the encoder on.
-    names : dict
-        For each projection, the names that it has inside a layer, in any version of the library.
-    heads : str
-        Where the number of attention heads is kept, with dots between the steps: in the
-        configuration, or from the live model on for a family that is recognised by ``classes``.
-    classes : tuple of str
-        Full names of the classes of live models that have no Hugging Face ``config``; a subclass is
-        recognised too.
-    fused : dict
-        Names of tensors that hold several projections on top of each other, and which, from the
-        first row on.
-    heads_of_width : dict
-        The number of heads for each width, for configurations that do not tell it.
-    reads_weight : bool
-        True where the attention does not call its projections but reads their ``weight``.
-    front : tuple of str
-        Modules that run before the first layer, from the encoder on; an evaluation of many merges
-        computes them once. A live model may lack some of them.
-    """
+class SupportedModel(NamedTuple):
+    """A row of the table, for readers."""
 
-    name: str
+    family: str
     model_types: tuple[str, ...]
-    layer: str
-    names: Mapping[str, tuple[str, ...]]
-    heads: str = "num_attention_heads"
-    classes: tuple[str, ...] = ()
-    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    heads_of_width: Mapping[int, int] = field(default_factory=dict)
-    reads_weight: bool = False
-    front: tuple[str, ...] = ()
-
-
-_PROJ = {
-    "query": ("q_proj",),
-    "key": ("k_proj",),
-    "value": ("v_proj",),
-    "output": ("out_proj",),
-}
-_WAV2VEC2_FRONT = ("feature_extractor", "feature_projection", "encoder.pos_conv_embed")
-_WAV2VEC2_LAYER = r"encoder\.layers\.(?P<layer>\d+)\.attention"
-
-ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture("HuBERT", ("hubert",), _WAV2VEC2_LAYER, _PROJ, front=_WAV2VEC2_FRONT),
-    Architecture("wav2vec 2.0", ("wav2vec2",), _WAV2VEC2_LAYER, _PROJ, front=_WAV2VEC2_FRONT),
-    Architecture(
-        "WavLM",
-        ("wavlm",),
-        _WAV2VEC2_LAYER,
-        _PROJ,
-        reads_weight=True,
-        front=_WAV2VEC2_FRONT,
-    ),
-    Architecture(
-        "BEATs",
-        (),
-        r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
-        _PROJ,
-        heads="cfg.encoder_attention_heads",
-        classes=("speechbrain.lobes.models.beats.BEATs",),
-        front=("filter_banks", "patch_embedding", "post_extract_proj", "encoder.pos_conv"),
-    ),
-    Architecture(
-        "BERT",
-        ("bert",),
-        r"encoder\.layer\.(?P<layer>\d+)\.attention",
-        {
-            "query": ("self.query",),
-            "key": ("self.key",),
-            "value": ("self.value",),
-            "output": ("output.dense",),
-        },
-    ),
-    # On disk, `encoder.layer.0.attention.attention.query` whatever wrote it; a live model of
-    # transformers 5 says `layers.0.attention.q_proj` (DINOv2: `encoder.layer.0.attention.q_proj`).
-    Architecture(
-        "ViT",
-        ("vit", "deit", "dinov2", "dinov2_with_registers"),
-        r"(?:encoder\.layer|layers)\.(?P<layer>\d+)\.attention",
-        {
-            "query": ("attention.query", "q_proj"),
-            "key": ("attention.key", "k_proj"),
-            "value": ("attention.value", "v_proj"),
-            "output": ("output.dense", "o_proj"),
-        },
-    ),
-    Architecture(
-        "ViT (timm)",
-        ("timm/vit", "timm/deit", "timm/deit3", "timm/flexivit"),
-        r"blocks\.(?P<layer>\d+)\.attn",
-        {"output": ("proj",)},
-        heads="model_args.num_heads",
-        fused={"qkv": ("query", "key", "value")},
-        # timm's configuration tells no number of heads. Heads are 64 wide, but for So400m's (1152),
-        # huge's (1280), giant's (1408) and gigantic's (1664), which have 16 of them
-        heads_of_width={
-            **{64 * heads: heads for heads in (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 24)},
-            **dict.fromkeys((1152, 1280, 1408, 1664), 16),
-        },
-    ),
-)
+    classes: tuple[str, ...]
+    roles: tuple[str, ...]
+    fused: bool
+    towers: tuple[str, ...]
 
 
 def architecture(model_type: str | None) -> Architecture:
@@ -135,20 +36,147 @@ def architecture(model_type: str | None) -> Architecture:
     Raises
     ------
     MAMError
-        If no row has that ``model_type``.
+        If no row has that ``model_type``; the message names the nearest ones.
 
     Example
     -------
     >>> architecture("bert").name
     'BERT'
+    >>> architecture("huber")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    speechbrain_mam.errors.MAMError: model_type 'huber' is not in ...; did you mean 'hubert'?
     """
     for row in ARCHITECTURES:
         if model_type in row.model_types:
             return row
-    known = [name for row in ARCHITECTURES for name in row.model_types]
-    near = difflib.get_close_matches(str(model_type), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise MAMError(
         f"model_type {model_type!r} is not in the table of architectures "
-        f"(known: {', '.join(known)}){hint}"
+        f"(known: {', '.join(known_model_types())}){nearest_model_types(str(model_type))}"
     )
+
+
+def known_model_types() -> list[str]:
+    """Every ``model_type`` in the table."""
+    return [name for row in ARCHITECTURES for name in row.model_types]
+
+
+def nearest_model_types(model_type: str) -> str:
+    """The end of a message: which known ones were perhaps meant.
+
+    Example
+    -------
+    >>> nearest_model_types("hubert2"), nearest_model_types("gpt")
+    ("; did you mean 'hubert'?", '')
+    """
+    near = difflib.get_close_matches(model_type, known_model_types(), n=3, cutoff=0.75)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def register_architecture(row: Architecture) -> Architecture:
+    """Add a family to the table, for this process.
+
+    Arguments
+    ---------
+    row : Architecture
+        Where the family keeps its attention.
+
+    Returns
+    -------
+    Architecture
+        The same row, for which this may be used as it is built.
+
+    Raises
+    ------
+    MAMError
+        If the table has a row of that name, ``model_type`` or class, or if the row is incomplete.
+
+    Example
+    -------
+    >>> from speechbrain_mam import find_attention, register_architecture
+    >>> import torch
+    >>> class MyEncoder(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.heads = 2
+    ...         attn = {name: torch.nn.Linear(8, 8) for name in ("to_q", "to_k", "to_v")}
+    ...         self.blocks = torch.nn.ModuleList([torch.nn.ModuleDict(attn)])
+    >>> mine = register_architecture(
+    ...     Architecture(
+    ...         name="My encoder",
+    ...         model_types=(),
+    ...         classes=(f"{MyEncoder.__module__}.MyEncoder",),
+    ...         layer=r"blocks\\.(?P<layer>\\d+)",
+    ...         names={"query": ("to_q",), "key": ("to_k",), "value": ("to_v",)},
+    ...         heads="heads",
+    ...     )
+    ... )
+    >>> index = find_attention(MyEncoder())
+    >>> index.architecture.name, index.num_layers, index.heads
+    ('My encoder', 1, 2)
+    >>> register_architecture(mine)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    speechbrain_mam.errors.MAMError: architecture 'My encoder': the name 'My encoder' is taken ...
+    >>> ARCHITECTURES.remove(mine)
+    """
+    _check_row(row)
+    for other in ARCHITECTURES:
+        for what, ours, theirs in (
+            ("name", (row.name,), (other.name,)),
+            ("model_type", row.model_types, other.model_types),
+            ("class", row.classes, other.classes),
+        ):
+            if taken := sorted(set(ours) & set(theirs)):
+                raise MAMError(
+                    f"architecture '{row.name}': the {what} '{taken[0]}' is taken by the row "
+                    f"'{other.name}'; each stands in one row"
+                )
+    ARCHITECTURES.append(row)
+    return row
+
+
+def _check_row(row: Architecture) -> None:
+    try:
+        groups = set(re.compile(row.layer).groupindex)
+    except re.error as error:
+        raise MAMError(
+            f"architecture '{row.name}': 'layer' is no regular expression: {error}"
+        ) from error
+    lacks = [p for p in ("query", "key", "value") if p not in row.projections]
+    for wrong, what in (
+        ("layer" not in groups, r"'layer' must hold the group '(?P<layer>\d+)'"),
+        (bool(row.repeats) != ("group" in groups), "'repeats' and '(?P<group>…)' go together"),
+        (bool(lacks), f"neither 'names' nor 'fused' tells where {' and '.join(lacks)} is"),
+        (
+            not row.model_types and not row.classes,
+            "nothing to recognise it by: give 'model_types' or 'classes'",
+        ),
+        (
+            not row.roles or not set(row.roles) <= set(ROLES),
+            f"'roles' are {row.roles}, expected some of {ROLES}",
+        ),
+    ):
+        if wrong:
+            raise MAMError(f"architecture '{row.name}': {what}")
+
+
+def supported_models() -> list[SupportedModel]:
+    """The table for readers: which families there are, recognised by what, as target or donor.
+
+    Example
+    -------
+    >>> {row.family: row for row in supported_models()}["CLIP"].towers
+    ('text', 'vision')
+    """
+    return [
+        SupportedModel(
+            row.name,
+            row.model_types,
+            row.classes,
+            row.roles,
+            bool(row.fused or row.interleaved),
+            tuple(row.towers),
+        )
+        for row in ARCHITECTURES
+    ]

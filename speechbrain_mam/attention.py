@@ -19,15 +19,15 @@ Example
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from speechbrain_mam.architectures import ARCHITECTURES, Architecture
+from speechbrain_mam.architectures import ARCHITECTURES as ARCHITECTURES
+from speechbrain_mam.architectures import Architecture, nearest_model_types
 from speechbrain_mam.architectures import architecture as architecture
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.naming import Names, check_role, choose_tower, closest, example_name
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,8 @@ class AttentionIndex:
     """Every self-attention parameter of one encoder.
 
     ``tensors[layer, projection, kind]`` is a :class:`TensorRef`; ``kind`` is ``"weight"``
-    (``[hidden, hidden]``, rows are outputs) or ``"bias"`` (``[hidden]``).
+    (``[hidden, hidden]``, rows are outputs) or ``"bias"`` (``[hidden]``). Layers that share their
+    weights have the same references.
     """
 
     architecture: Architecture
@@ -77,6 +78,7 @@ def index_attention(
     row: Architecture,
     heads: int | None,
     where: str = "the model",
+    repeats: int | None = None,
 ) -> AttentionIndex:
     """Find query, key, value (and output) among named tensors.
 
@@ -92,6 +94,8 @@ def index_attention(
         Number of attention heads. None takes it from the width, where the row can tell.
     where : str
         What the messages call the model: a file, a module.
+    repeats : int, optional
+        How many times layers run that the model has once, for a row with ``repeats``.
 
     Returns
     -------
@@ -100,26 +104,28 @@ def index_attention(
     Raises
     ------
     MAMError
-        If nothing matches (the closest names are shown), if layers are missing or unequal, or if
-        two encoders are found.
+        If nothing matches (the closest names are shown), if layers are missing or unequal, if two
+        encoders are found, or if projections lie head by head in one tensor.
     """
-    holds: dict[str, tuple[str, ...]] = dict(row.fused)
-    holds.update({alias: (p,) for p, aliases in row.names.items() for alias in aliases})
-    pattern = re.compile(
-        rf"^(?P<prefix>(?:.*\.)?){row.layer}\."
-        rf"(?P<name>{'|'.join(re.escape(a) for a in holds)})\.(?P<kind>weight|bias)$"
-    )
-    found: dict[str, dict[tuple[int, str, str], TensorRef]] = {}
+    names = Names(row)
+    found: dict[str, dict[tuple[tuple[int, int], str, str], TensorRef]] = {}
     for name, shape in shapes.items():
-        if match := pattern.match(name):
-            refs = _refs(name, tuple(shape), holds[match["name"]], where)
-            found.setdefault(match["prefix"], {}).update(
-                {(int(match["layer"]), p, match["kind"]): ref for p, ref in refs.items()}
+        if (match := names.match(name)) is None:
+            continue
+        if match.interleaved:
+            hint = f": {row.hint}" if row.hint else ", but only be a donor, read from its folder"
+            raise MAMError(
+                f"{where}: '{name}' holds {', '.join(match.projections)} head by head, so that no "
+                f"rows of it are one projection; it cannot be merged{hint}"
             )
+        refs = _refs(name, tuple(shape), match.projections, where)
+        found.setdefault(match.prefix, {}).update(
+            {(match.place, p, match.kind): ref for p, ref in refs.items()}
+        )
     if not found:
         raise MAMError(
             f"no {row.name} self-attention in {where}: none of its {len(shapes)} tensors is named "
-            f"like '{_example_name(row)}'; the closest are {_closest(_example_name(row), shapes)}"
+            f"like '{example_name(row)}'; the closest are {closest(example_name(row), shapes)}"
         )
     if len(found) > 1:
         raise MAMError(
@@ -127,14 +133,18 @@ def index_attention(
             f"({', '.join(repr(p.rstrip('.')) for p in sorted(found))}): "
             "pass the one that is meant as target"
         )
-    ((prefix, tensors),) = found.items()
-    num_layers = 1 + max(layer for layer, _, _ in tensors)
-    for layer in range(num_layers):
-        for projection in ("query", "key", "value"):
-            if (layer, projection, "weight") not in tensors:
+    ((prefix, stored),) = found.items()
+    places = _places({place for place, _, _ in stored}, row, repeats, where)
+    tensors = {}
+    for layer, place in enumerate(places):
+        for projection in PROJECTIONS:
+            for kind in KINDS:
+                if (place, projection, kind) in stored:
+                    tensors[layer, projection, kind] = stored[place, projection, kind]
+            if projection != "output" and (layer, projection, "weight") not in tensors:
                 raise MAMError(
-                    f"{where}: layer {layer} of {num_layers} has no {projection} weight "
-                    f"(expected a name like '{_example_name(row, layer, projection)}')"
+                    f"{where}: layer {layer} of {len(places)} has no {projection} weight "
+                    f"(expected a name like '{example_name(row, place, projection)}')"
                 )
     hidden_size = tensors[0, "query", "weight"].shape[0]
     for (_, _, kind), ref in tensors.items():
@@ -149,7 +159,7 @@ def index_attention(
         raise MAMError(f"{where}: the configuration has no '{row.heads}'{hint}")
     if heads < 1 or hidden_size % heads:
         raise MAMError(f"{where}: {heads} attention heads do not divide the width {hidden_size}")
-    return AttentionIndex(row, num_layers, heads, hidden_size, prefix, tensors)
+    return AttentionIndex(row, len(places), heads, hidden_size, prefix, tensors)
 
 
 def find_attention(target: torch.nn.Module) -> AttentionIndex:
@@ -163,7 +173,7 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
     ------
     MAMError
         If no part of ``target`` is a supported encoder (by its ``config.model_type`` or its
-        class), or if two are.
+        class), if two are, or if it is of a family that can only be a donor.
 
     Example
     -------
@@ -189,13 +199,7 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
             types_seen.add(model_type)
     what = type(target).__name__
     if not owners:
-        seen = f"; model types seen: {', '.join(sorted(types_seen))}" if types_seen else ""
-        types = ", ".join(name for row in ARCHITECTURES for name in row.model_types)
-        classes = ", ".join(name for row in ARCHITECTURES for name in row.classes)
-        raise MAMError(
-            f"{what} holds no supported encoder: no part of it has a config with one of the "
-            f"model types {types}, or is a {classes}{seen}. Check the key 'target' of your MAM"
-        )
+        raise _nothing_supported(what, types_seen)
     if len(owners) > 1:
         raise MAMError(
             f"{what} holds {len(owners)} supported encoders "
@@ -203,12 +207,15 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
             "target"
         )
     ((path, owner, row),) = owners
+    check_role(row, "target", what)
     below = f"{path}." if path else ""
     shapes = {below + name: tuple(p.shape) for name, p in owner.named_parameters()}
-    heads: Any = owner if row.classes else owner.config
+    shapes, tower = choose_tower(shapes, row, None, what)
+    source: Any = owner if row.classes else owner.config
+    source = getattr(source, f"{tower}_config", source)
     for step in row.heads.split("."):
-        heads = getattr(heads, step)
-    return index_attention(shapes, row, int(heads), where=what)
+        source = getattr(source, step, None)
+    return index_attention(shapes, row, None if source is None else int(source), where=what)
 
 
 def _row_of(module: torch.nn.Module, model_type: str | None) -> Architecture | None:
@@ -218,6 +225,35 @@ def _row_of(module: torch.nn.Module, model_type: str | None) -> Architecture | N
         if model_type in row.model_types or not classes.isdisjoint(row.classes):
             return row
     return None
+
+
+def _nothing_supported(what: str, types_seen: set[str]) -> MAMError:
+    seen = ""
+    if types_seen:
+        seen = f"; model types seen: {', '.join(sorted(types_seen))}"
+        seen += "".join(nearest_model_types(name) for name in sorted(types_seen))
+    types = ", ".join(name for row in ARCHITECTURES for name in row.model_types)
+    classes = ", ".join(name for row in ARCHITECTURES for name in row.classes)
+    return MAMError(
+        f"{what} holds no supported encoder: no part of it has a config with one of the "
+        f"model types {types}, or is a {classes}{seen}. Check the key 'target' of your MAM"
+    )
+
+
+def _places(
+    found: set[tuple[int, int]], row: Architecture, repeats: int | None, where: str
+) -> list[tuple[int, int]]:
+    """Group and number of the weights of each layer, in the order in which they run."""
+    groups, inner = (1 + max(places) for places in zip(*found, strict=True))
+    if not row.repeats:
+        return [(0, layer) for layer in range(inner)]
+    if repeats is None:
+        raise MAMError(f"{where}: the configuration has no '{row.repeats}'")
+    if repeats < 1:
+        raise MAMError(f"{where}: '{row.repeats}' is {repeats}, expected a number from 1 on")
+    # the library's own formula, which is not exact where the groups do not divide the layers
+    groups_of_steps = [int(step / (repeats / groups)) for step in range(repeats)]
+    return [(group, layer) for group in groups_of_steps for layer in range(inner)]
 
 
 def _refs(
@@ -240,15 +276,3 @@ def _refs(
 
 def _inside(name: str, outer: str) -> bool:
     return outer == "" or name == outer or name.startswith(outer + ".")
-
-
-def _example_name(row: Architecture, layer: int = 0, projection: str = "query") -> str:
-    path = row.layer.replace(r"(?P<layer>\d+)", str(layer)).replace("\\", "")
-    path = re.sub(r"\(\?:([^|]*)\|[^)]*\)", r"\1", path)  # of several ways, the first
-    names = row.names.get(projection) or [n for n, held in row.fused.items() if projection in held]
-    return f"{path}.{names[0]}.weight"
-
-
-def _closest(wanted: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(wanted, list(names), n=3, cutoff=0.0)
-    return ", ".join(repr(name) for name in near) or "(it has none)"

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import safe_open
 
+from speechbrain_mam.architectures import Architecture
 from speechbrain_mam.attention import AttentionIndex, architecture, index_attention
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.naming import check_role, choose_tower
 from speechbrain_mam.reading import load_bin, read_json, shapes_in
 from speechbrain_mam.sources import known_config, resolve_model
 
@@ -117,39 +119,105 @@ class ModelFolder:
 
     def attention(self) -> AttentionIndex:
         """Where this model's self-attention is."""
+        return self._attention("target", None)
+
+    def row(self) -> Architecture:
+        """The model's family, a row of the table of architectures."""
         model_type = self.config.get("model_type")
         if model_type in (None, "timm_wrapper") and "architecture" in self.config:
             model_type = "timm/" + str(self.config["architecture"]).partition("_")[0]
-        row = architecture(model_type)
-        heads: Any = self.config
-        for step in row.heads.split("."):
-            heads = heads.get(step, _UNTOLD) if isinstance(heads, dict) else _UNTOLD
-        if not isinstance(heads, int) and heads is not _UNTOLD:
-            raise MAMError(f"'{self.path}': expected a number as '{row.heads}', got {heads!r}")
-        heads = None if heads is _UNTOLD else heads
-        return index_attention(self.shapes, row, heads, where=f"'{self.path}'")
+        return architecture(model_type)
+
+    def number(self, key: str, tower: str | None = None) -> int | None:
+        """A number in the configuration, with dots between the steps; None where it is not told."""
+        inner = self.config.get(f"{tower}_config")
+        found: Any = inner if isinstance(inner, dict) else self.config
+        for step in key.split("."):
+            found = found.get(step, _UNTOLD) if isinstance(found, dict) else _UNTOLD
+        if found is _UNTOLD:
+            return None
+        if not isinstance(found, int):
+            raise MAMError(f"'{self.path}': expected a number as '{key}', got {found!r}")
+        return found
+
+    def _attention(self, role: str, tower: str | None) -> AttentionIndex:
+        row, where = self.row(), f"'{self.path}'"
+        check_role(row, role, where)
+        shapes, tower = choose_tower(self.shapes, row, tower, where)
+        repeats = self.number(row.repeats) if row.repeats else None
+        return index_attention(shapes, row, self.number(row.heads, tower), where, repeats)
 
 
-def open_donor(source: str | Path) -> ModelFolder:
-    """A donor's tensors: of a model folder, or of a single ``.safetensors`` or ``.onnx`` file.
+class DonorFolder(ModelFolder):
+    """A model that is only read. Of several towers, ``tower`` names the one that is meant."""
+
+    tower: str | None = None
+
+    def attention(self) -> AttentionIndex:
+        """Where the self-attention of this model, or of its chosen tower, is."""
+        return self._attention("donor", self.tower)
+
+
+def open_donor(source: str | Path, tower: str | None = None) -> DonorFolder:
+    """A donor's tensors: of a model folder, or of a single file.
 
     Arguments
     ---------
     source : str or Path
         Hub name, local folder or file, see :func:`speechbrain_mam.sources.resolve_model`. Beside a
-        file lies its ``config.json``.
+        ``.safetensors`` or ``.onnx`` file lies its ``config.json``; a ``.pt`` is BEATs' checkpoint.
+        A folder may hold CTranslate2's ``model.bin``.
+    tower : str, optional
+        Which encoder of a model that has several, CLIP's ``text`` or ``vision``; behind the name
+        and a ``#`` it says the same.
 
     Example
     -------
     >>> open_donor("speechbrain_mam/hubert-mini").attention().num_layers
     4
     """
-    path = resolve_model(source, files=(".safetensors", ".onnx"))
+    source, tower = _split_tower(source, tower)
+    path = resolve_model(source, files=(".safetensors", ".onnx", ".pt"))
+    folder: DonorFolder
     if path.suffix == ".onnx":
         from speechbrain_mam.onnx_file import OnnxFile
 
-        return OnnxFile(path, known_config(source))
-    return ModelFolder(path.parent, path) if path.is_file() else ModelFolder(path)
+        folder = OnnxFile(path, known_config(source))
+    elif checkpoint := _lonely(path, "*.pt"):
+        from speechbrain_mam.beats_file import BEATsFile
+
+        folder = BEATsFile(checkpoint)
+    elif binary := _lonely(path, "model.bin"):
+        from speechbrain_mam.ctranslate2_file import CTranslate2File
+
+        folder = CTranslate2File(binary)
+    else:
+        folder = DonorFolder(path.parent, path) if path.is_file() else DonorFolder(path)
+        if folder.row().interleaved:
+            from speechbrain_mam.interleaved import HeadsTakenApart
+
+            folder = HeadsTakenApart(folder)
+    folder.tower = tower
+    return folder
+
+
+def _lonely(path: Path, pattern: str) -> Path | None:
+    """A file that is all there is of a model, or a folder's only file of weights."""
+    if path.is_file():
+        return path if path.match(pattern) else None
+    named = [*path.glob("*.safetensors*"), *path.glob("pytorch_model*")]
+    files = sorted(path.glob(pattern))
+    return files[0] if len(files) == 1 and not named else None
+
+
+def _split_tower(source: str | Path, tower: str | None) -> tuple[str | Path, str | None]:
+    """The name and the tower of ``name#tower``; a folder's own name may have a ``#``."""
+    name, mark, behind = str(source).rpartition("#")
+    if not mark or Path(source).expanduser().exists():
+        return source, tower
+    if tower not in (None, behind):
+        raise MAMError(f"donor '{source}': 'tower' is '{tower}', the name says '{behind}'")
+    return name, behind
 
 
 class Donor:
@@ -159,6 +227,9 @@ class Donor:
     ---------
     source : str or Path
         Hub name, local folder or file, see :func:`open_donor`.
+    tower : str, optional
+        Which encoder of a model that has several, such as CLIP's ``text`` or ``vision``.
+        ``Donor("NAME#text")`` is the same as ``Donor("NAME", tower="text")``.
 
     Example
     -------
@@ -167,9 +238,9 @@ class Donor:
     ([384, 384], torch.float32)
     """
 
-    def __init__(self, source: str | Path):
-        self.name = str(source)
-        self.folder = open_donor(source)
+    def __init__(self, source: str | Path, tower: str | None = None):
+        self.folder = open_donor(source, tower)
+        self.name = str(source) if tower is None else f"{source}#{tower}"
         self.index = self.folder.attention()
 
     def tensor(self, key: TensorKey) -> torch.Tensor:

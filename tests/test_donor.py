@@ -111,9 +111,9 @@ def test_a_single_file_is_a_donor_and_no_folder(bert_folder, tmp_path):
     assert Donor(file).fingerprint(keys) == Donor(bert_folder).fingerprint(keys)
     with pytest.raises(MAMError, match=r"model\.safetensors' is a single file, which only a donor"):
         resolve_model(file)
-    (tmp_path / "bert.pt").write_bytes(b"")
-    with pytest.raises(MAMError, match=r"bert\.pt' is a single file, expected one of \.safetens"):
-        Donor(tmp_path / "bert.pt")
+    (tmp_path / "bert.gguf").write_bytes(b"")
+    with pytest.raises(MAMError, match=r"bert\.gguf' is a single file, expected one of \.safeten"):
+        Donor(tmp_path / "bert.gguf")
 
 
 def test_a_name_that_is_nowhere_says_what_was_tried():

@@ -257,16 +257,6 @@ def test_fused_tensors_of_odd_shapes(beats, tmp_path):
     assert len(make_plan(target, donor.index, bias="keep").entries) == 9
 
 
-def test_a_fused_target_is_refused(bert_folder, tmp_path, capsys):
-    folder = save_timm(tmp_path / "vit")
-    with pytest.raises(MAMError, match=r"attn\.qkv\.\w+' holds several projections in one tensor"):
-        make_plan(Donor(folder).index, Donor(bert_folder).index)
-    for verb in (["plan"], ["merge", "--out", str(tmp_path / "out"), "--lam", "0.9"]):
-        assert main([verb[0], str(folder), str(bert_folder), *verb[1:]]) == 2
-        assert "which only a donor's may" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 # --- ONNX
 
 

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from speechbrain_mam.embedded.ctranslate2 import read_model
+from speechbrain_mam.ctranslate2_file import read_model
 
 
 def name(text: str) -> bytes:

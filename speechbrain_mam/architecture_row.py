@@ -1,0 +1,90 @@
+"""One family of Transformers, as data: a row of the table of architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ROLES = ("target", "donor")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family of Transformers: a row of the table.
+
+    Arguments
+    ---------
+    name : str
+        What the family is called in plans and messages.
+    model_types : tuple of str
+        ``model_type`` in its Hugging Face ``config.json``; a live model is recognised by the same
+        field of its ``config``. ``timm/vit`` stands for a timm model whose ``architecture`` starts
+        with ``vit``, ``ctranslate2/WhisperSpec`` for a CTranslate2 file of that specification.
+    layer : str
+        Regular expression for the path of layer ``(?P<layer>\\d+)``, from the encoder on. Where
+        layers come in groups that are repeated (``repeats``), ``(?P<group>\\d+)`` is the group's.
+    names : dict
+        For each projection, the names that it has inside a layer, in any version of the library.
+    heads : str
+        Where the number of attention heads is kept, with dots between the steps: in the
+        configuration, or from the live model on for a family that is recognised by ``classes``.
+    classes : tuple of str
+        Full names of the classes of live models that have no Hugging Face ``config``; a subclass is
+        recognised too.
+    fused : dict
+        Names of tensors that hold several projections on top of each other, and which, from the
+        first row on. A name that ends in ``_`` is followed by ``weight`` or ``bias`` without a dot.
+    interleaved : dict
+        The same for tensors that hold the projections of the first head, then of the second, and so
+        on. A donor's are taken apart; in a target, they are an error.
+    biases : dict
+        For each projection, the name of a bias that does not lie beside its weight.
+    heads_of_width : dict
+        The number of heads for each width, for configurations that do not tell it.
+    repeats : str
+        Where the configuration keeps how many times the layers run that the model has once.
+    towers : dict
+        For a model of several encoders, what each is called and the module that it is. Its
+        configuration is in ``NAME_config``.
+    roles : tuple of str
+        ``target``, ``donor`` or both.
+    reads_weight : bool
+        True where the attention does not call its projections but reads their ``weight``.
+    front : tuple of str
+        Modules that run before the first layer, from the encoder on; an evaluation of many merges
+        computes them once. A live model may lack some of them.
+    hint : str
+        What to do about interleaved tensors in a target; ends the message.
+
+    Example
+    -------
+    >>> row = Architecture("Mine", ("mine",), r"blocks\\.(?P<layer>\\d+)\\.attn",
+    ...     {"query": ("q",), "key": ("k",), "value": ("v",)})
+    >>> row.heads, row.projections
+    ('num_attention_heads', ('query', 'key', 'value'))
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    layer: str
+    names: Mapping[str, tuple[str, ...]]
+    heads: str = "num_attention_heads"
+    classes: tuple[str, ...] = ()
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    interleaved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    biases: Mapping[str, str] = field(default_factory=dict)
+    heads_of_width: Mapping[int, int] = field(default_factory=dict)
+    repeats: str = ""
+    towers: Mapping[str, str] = field(default_factory=dict)
+    roles: tuple[str, ...] = ROLES
+    reads_weight: bool = False
+    front: tuple[str, ...] = ()
+    hint: str = ""
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The projections that the row can name."""
+        held = [
+            p for several in (self.fused, self.interleaved) for ps in several.values() for p in ps
+        ]
+        return tuple(dict.fromkeys((*self.names, *held)))

@@ -1,0 +1,178 @@
+"""A donor in a CTranslate2 file: reads the weights out of a ``model.bin``, without CTranslate2.
+
+Faster-Whisper's models come as such files. The layout (little-endian): uint32 format version; spec
+name; uint32 spec revision; uint32 number of variables, and for each its name, uint8 rank, rank ×
+uint32 shape, uint8 type, uint32 size in bytes and the bytes; uint32 number of aliases, and for each
+alias its name and the variable's. A name is a uint16 length, the terminating NUL counted, and the
+characters.
+
+A weight of 8 or 16 bits is an integer matrix beside its scale, one for each row or for all:
+
+    W = NAME / NAME_scale
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from math import prod
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from speechbrain_mam.donor import DonorFolder
+from speechbrain_mam.errors import MAMError
+
+if TYPE_CHECKING:
+    import torch
+
+_TYPES = ("<f4", "<i1", "<i2", "<i4", "<f2", "bfloat16")
+_VERSIONS = (4, 5, 6)
+
+
+class _Cursor:
+    """Reads forward through a file's bytes and says so when they end too early."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as stream:  # mapped, since a donor's attention is a part of it
+            empty = path.stat().st_size == 0
+            self.content = memoryview(
+                b"" if empty else mmap(stream.fileno(), 0, access=ACCESS_READ)
+            )
+        self.at = 0
+
+    def take(self, size: int) -> memoryview:
+        if self.at + size > len(self.content):
+            raise MAMError(
+                f"{self.path}: not a complete CTranslate2 model: {size} bytes expected at byte "
+                f"{self.at}, the file has {len(self.content)} in all"
+            )
+        self.at += size
+        return self.content[self.at - size : self.at]
+
+    def number(self, code: str) -> int:
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+
+    def name(self) -> str:
+        raw = bytes(self.take(self.number("H")))
+        if not raw.endswith(b"\0"):
+            raise MAMError(f"{self.path}: not a CTranslate2 model: a name without end {raw[:20]!r}")
+        return raw[:-1].decode("utf-8", errors="replace")
+
+
+def _to_array(raw: memoryview, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    if kind == "bfloat16":
+        # The upper half of a float32.
+        wide = np.frombuffer(raw, "<u2").astype("<u4") << 16
+        return wide.view("<f4").reshape(shape)
+    return np.frombuffer(raw, kind).reshape(shape)
+
+
+def read_model(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
+    """The spec name and the variables of a CTranslate2 model.
+
+    Arguments
+    ---------
+    path : str or Path
+        A ``model.bin`` of format version 4 to 6.
+
+    Returns
+    -------
+    tuple
+        Spec name such as ``"WhisperSpec"``, and name → array in the stored type (bfloat16 widened
+        to float32). Aliases share their variable's memory. Quantised weights stay integers, beside
+        their ``NAME_scale``.
+
+    Raises
+    ------
+    MAMError
+        If the file is truncated or of another kind.
+    """
+    cursor = _Cursor(Path(path))
+    version = cursor.number("I")
+    if version not in _VERSIONS:
+        raise MAMError(
+            f"{path}: not a CTranslate2 model of version {_VERSIONS[0]} to {_VERSIONS[-1]}: "
+            f"its first number is {version}"
+        )
+    spec = cursor.name()
+    cursor.number("I")  # the spec's revision changes nothing in the layout
+    variables: dict[str, np.ndarray] = {}
+    for _ in range(cursor.number("I")):
+        name = cursor.name()
+        shape = tuple(cursor.number("I") for _ in range(cursor.number("B")))
+        type_id, size = cursor.number("B"), cursor.number("I")
+        if type_id >= len(_TYPES):
+            raise MAMError(f"{path}: variable {name!r} has the unknown type {type_id}")
+        kind = _TYPES[type_id]
+        expected = prod(shape) * (2 if kind == "bfloat16" else np.dtype(kind).itemsize)
+        if size != expected:
+            raise MAMError(f"{path}: {name!r} {shape} takes {expected} bytes, not {size}")
+        variables[name] = _to_array(cursor.take(size), kind, shape)
+    for _ in range(cursor.number("I")):
+        alias, name = cursor.name(), cursor.name()
+        if name not in variables:
+            raise MAMError(f"{path}: alias {alias!r} of {name!r}, which is not there")
+        variables[alias] = variables[name]
+    return spec, variables
+
+
+class CTranslate2File(DonorFolder):
+    """The tensors of a CTranslate2 ``model.bin``, read as those of a model folder are.
+
+    Names have dots for slashes. Quantised weights are widened to float32 by their scales.
+
+    Arguments
+    ---------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    MAMError
+        If it is no whole CTranslate2 file.
+
+    Attributes
+    ----------
+    config : dict
+        ``model_type``, which is ``ctranslate2/`` and the specification's name, and the encoder's
+        ``num_heads``.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        spec, variables = _read_once(path)
+        self.config = {"model_type": f"ctranslate2/{spec}"}
+        if "encoder/num_heads" in variables:
+            self.config["encoder"] = {"num_heads": int(variables["encoder/num_heads"])}
+        names = {name.replace("/", "."): name for name in variables if not name.endswith("_scale")}
+        self._names = {name: stored for name, stored in names.items() if variables[stored].ndim}
+        self.shapes = {name: variables[stored].shape for name, stored in self._names.items()}
+        self.files = dict.fromkeys(self.shapes, path)
+
+    def weight_files(self) -> list[Path]:
+        """The file itself."""
+        return [self.path]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor: as it is stored, or in float32 where that is an integer with a scale."""
+        import torch
+
+        stored = self._names[name]
+        _, variables = _read_once(self.path)
+        values = variables[stored]
+        if values.dtype.kind == "i":
+            scale = variables.get(f"{stored}_scale")
+            if scale is None:
+                raise MAMError(f"'{self.path}': '{stored}' holds integers, but has no scale")
+            wide = scale.astype(np.float32)
+            values = values.astype(np.float32) / (wide[:, None] if wide.ndim else wide)
+        return torch.from_numpy(values.copy())
+
+
+@lru_cache(maxsize=1)
+def _read_once(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    return read_model(path)
