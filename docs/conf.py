@@ -46,7 +46,7 @@ suppress_warnings = ["ref.python"]
 
 GROUPS = {
     "core": (
-        *("mam", "attention", "architectures", "donor", "choices", "plan"),
+        *("mam", "attention", "architectures", "architecture_row", "donor", "choices", "plan"),
         *("merge", "methods", "alignment", "merged_linear", "learnable", "sources", "errors"),
     ),
     "speechbrain": (
@@ -88,13 +88,15 @@ def supported_models() -> str:
     """The table of architectures as Markdown."""
     rows = [
         (
-            row.name,
+            row.family,
             ", ".join(f"`{name}`" for name in (*row.model_types, *row.classes)),
-            "yes" if row.fused else "no",
+            ", ".join(row.roles),
+            "yes" if row.fused else "",
+            ", ".join(row.towers),
         )
-        for row in architectures.ARCHITECTURES
+        for row in architectures.supported_models()
     ]
-    return table(("family", "recognised by", "fused projections"), rows)
+    return table(("family", "recognised by", "as", "fused", "towers"), rows)
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

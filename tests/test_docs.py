@@ -1,26 +1,24 @@
 """Every block of the documents is run or checked; the documentation builds without a warning."""
 
-import ast
 import os
 import re
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import REPO, save_bert
 from document_blocks import Block, blocks_of, check_command, commands
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from document_texts import LAYERS, check_text, check_yaml
 from made_up_runs import TestSet, write_run
 from transformers import HubertConfig, HubertModel
 
-from speechbrain_mam import MAM, Donor, MAMError, recipe
-from speechbrain_mam.attention import find_attention
-from speechbrain_mam.plan import make_plan
-from speechbrain_mam.zeroshot import KEYS as SEARCH_KEYS
-from speechbrain_mam.zeroshot import read_search
+from speechbrain_mam import Donor, MAMError
+from speechbrain_mam.architectures import ARCHITECTURES
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 
 PAGES = [
     *(REPO / "README.md", REPO / "CONTRIBUTING.md"),
@@ -28,8 +26,6 @@ PAGES = [
     *sorted((REPO / "recipes").glob("*/README.md")),
 ]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-MAM_KEYS = ("lam", "layers", "projections", "layer_map", "bias", "donor_scale")
-LAYERS = 24
 MERGE = "mam: !new:speechbrain_mam.MAM\n    target: !ref <encoder>\n"
 
 
@@ -44,6 +40,19 @@ def runs(tmp_path_factory):
     for method, wer in (("finetune", 0.3), ("mam_learnable", 0.28)):
         tests = {"untouched": test_set.utterances(0.5, 0), method: test_set.utterances(wer, 1)}
         write_run(folder / "LJSpeech" / method / "1986", tests, method, 1986)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """HuBERT-mini as a run's export."""
+    from speechbrain_mam.export.speech import write_huggingface, write_speechbrain
+
+    folder = tmp_path_factory.mktemp("exported")
+    encoder = HubertCTC("speechbrain_mam/hubert-mini")
+    for name, write in (("hf", write_huggingface), ("speechbrain", write_speechbrain)):
+        (folder / name).mkdir()
+        write(encoder, folder / name)
     return folder
 
 
@@ -95,36 +104,16 @@ def run_python(blocks, namespace):
 
 
 @pytest.mark.parametrize("page", sorted({b.page for b in of("python")}), ids=lambda p: p.name)
-def test_python(page, inside):
+def test_python(page, inside, request):
     """The blocks of a page in their order, in one namespace."""
+    if any("exported/" in block.text for block in of("python") if block.page == page):
+        Path("exported").symlink_to(request.getfixturevalue("exported"))
     torch.manual_seed(0)
-    run_python([b for b in of("python") if b.page == page], {"__name__": "documents"})
-
-
-def known_keys():
-    keys = set()
-    for yaml in (REPO / "hparams").rglob("*.yaml"):
-        keys |= set(re.findall(r"^(\w+):", yaml.read_text(encoding="utf-8"), flags=re.M))
-    return keys
-
-
-def check_yaml(text, encoder, donor):
-    """Known keys; a merge that fits; a search that is one."""
-    found = set(re.findall(r"^(\w+):", text, flags=re.M))
-    assert found <= known_keys(), f"no YAML has {sorted(found - known_keys())}"
-    names = set(re.findall(r"!ref <(\w+)>", text)) - found
-    assert names <= {"encoder", "wav2vec2", "hubert"}, names
-    given = "".join(f"{name}: !new:torch.nn.Identity\n" for name in names)
-    content = load_hyperpyyaml(given + text)
-    if isinstance(mam := content.get("mam"), MAM):
-        donors = [donor] * len(mam._donors) if mam._several else donor
-        assert MAM(encoder, donors, donor_shares=mam.donor_shares, **mam.options).plan.entries
-    elif options := {key: content[key] for key in MAM_KEYS if key in content}:
-        make_plan(find_attention(encoder), donor.index, **options)
-    if found & set(SEARCH_KEYS):
-        shipped = (REPO / "hparams" / "mam_zeroshot.yaml").read_text(encoding="utf-8")
-        whole = load_hyperpyyaml(resolve_references(shipped.partition("####### Model")[0]))
-        read_search({**whole, **content}, LAYERS)
+    rows = list(ARCHITECTURES)
+    try:
+        run_python([b for b in of("python") if b.page == page], {"__name__": "documents"})
+    finally:
+        ARCHITECTURES[:] = rows  # a page adds one
 
 
 @pytest.mark.parametrize("block", of("yaml"), ids=str)
@@ -145,61 +134,6 @@ def check_bash(block, capsys):
 @pytest.mark.parametrize("block", of("bash"), ids=str)
 def test_bash(block, inside, capsys):
     check_bash(block, capsys)
-
-
-def error_patterns():
-    """Every message of the package's errors, as an expression that its texts match."""
-
-    def pattern(node):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            return re.escape(node.value)
-        if isinstance(node, ast.JoinedStr):
-            return "".join(map(pattern, node.values))
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return pattern(node.left) + pattern(node.right)
-        return ".*"
-
-    found = []
-    for file in (REPO / "speechbrain_mam").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MAMError":
-                text = pattern(node.args[0])
-                if len(text.replace(".*", "").replace("\\", "")) >= 15:
-                    found.append(re.compile(text, re.S))
-    return found
-
-
-PATTERNS = error_patterns()
-
-
-def check_text(block):
-    """Error messages must be the code's; the README's figures must be in the form of a recipe's."""
-    if block.mark == "message":
-        for line in block.text.splitlines():
-            assert any(p.fullmatch(line) for p in PATTERNS), f"{block}: no error says '{line}'"
-    else:
-        assert block.page == REPO / "README.md", f"{block}: what is this? Mark it"
-        assert block.text.strip() == summary_like(block.text).strip()
-
-
-def summary_like(text):
-    """What ``summarize`` logs with the figures of a text."""
-    results = {
-        name: {metric: float(value) for metric, value in re.findall(r"(\w+) ([\d.]+)", rest)}
-        for name, rest in re.findall(r"^  (\w+) +(loss .*)$", text, flags=re.M)
-    }
-    lambdas = {n: float(v) for n, v in re.findall(r"^  (layer \d+) +([\d.]+)$", text, flags=re.M)}
-    folder = text.strip().rpartition("Everything else: ")[2]
-    live = SimpleNamespace(values=lambda: lambdas)
-    names = {"control_name": "none", "donor": SimpleNamespace(name="donor")}
-    mam = SimpleNamespace(learnable=True, live=live, **names)
-    hparams = SimpleNamespace(output_folder=folder, method="mam_learnable", seed=1986)
-    said = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "write_beside", lambda *_: None)
-        patch.setattr(recipe.logger, "info", said.append)
-        recipe.summarize(SimpleNamespace(hparams=hparams, mam=mam), results)
-    return said[0]
 
 
 @pytest.mark.parametrize("block", of("text"), ids=str)
