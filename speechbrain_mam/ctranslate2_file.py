@@ -14,7 +14,6 @@ A weight of 8 or 16 bits is an integer matrix beside its scale, one for each row
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
 from math import prod
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -144,7 +143,8 @@ class CTranslate2File(DonorFolder):
 
     def __init__(self, path: Path):
         self.path = path
-        spec, variables = _read_once(path)
+        spec, variables = read_model(path)
+        self._variables = variables
         self.config = {"model_type": f"ctranslate2/{spec}"}
         if "encoder/num_heads" in variables:
             self.config["encoder"] = {"num_heads": int(variables["encoder/num_heads"])}
@@ -162,17 +162,11 @@ class CTranslate2File(DonorFolder):
         import torch
 
         stored = self._names[name]
-        _, variables = _read_once(self.path)
-        values = variables[stored]
+        values = self._variables[stored]
         if values.dtype.kind == "i":
-            scale = variables.get(f"{stored}_scale")
+            scale = self._variables.get(f"{stored}_scale")
             if scale is None:
                 raise MAMError(f"'{self.path}': '{stored}' holds integers, but has no scale")
             wide = scale.astype(np.float32)
             values = values.astype(np.float32) / (wide[:, None] if wide.ndim else wide)
         return torch.from_numpy(values.copy())
-
-
-@lru_cache(maxsize=1)
-def _read_once(path: Path) -> tuple[str, dict[str, np.ndarray]]:
-    return read_model(path)
