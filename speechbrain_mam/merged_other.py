@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechbrain_mam.merged_linear import MergedLinear, MergedModule
+from speechbrain_mam.merged_linear import MergedLinearByWeight, MergedModule
 from speechbrain_mam.methods import MergeMethod
 
 
-class MethodLinear(MergedLinear):
+class MethodLinear(MergedLinearByWeight):
     """A projection merged by any :class:`~speechbrain_mam.methods.MergeMethod`.
 
     Arguments as for :class:`~speechbrain_mam.merged_linear.MergedLinear`, and ``method``.
@@ -48,20 +48,6 @@ class MethodLinear(MergedLinear):
         if bias is None or self.donor_bias is None:
             return merged, bias
         return merged, merge(bias, self.donor_bias, lam)
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The merged weight ``[out, in]``."""
-        return self.merged()[0]
-
-    @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
-        """The merged bias ``[out]``."""
-        return self.merged()[1]
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Project ``[..., in]`` to ``[..., out]`` with the merged weight."""
-        return F.linear(input, *self.merged())
 
 
 class ManyDonorsLinear(MethodLinear):
