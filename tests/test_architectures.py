@@ -392,19 +392,30 @@ def bert_donor(tmp_path_factory):
 
 @pytest.mark.parametrize("family", [f for f in TARGETS if ROWS[f.row].front], ids=str)
 def test_what_comes_before_the_first_layer_can_be_kept(family):
-    """The row's ``front`` is left out in the second pass, which gives the same bits."""
+    """The row's ``front`` is left out in the second pass, which gives the same bits.
+
+    What else is computed before the second layer would show: convolutions and linear layers.
+    """
     model, index = built(family)
     modules = dict(model.named_modules())
-    front = [modules[path] for name in index.architecture.front
-             if (path := index.prefix + name) in modules]  # fmt: skip
-    assert front
+    front = [
+        modules[path]
+        for name in index.architecture.front
+        if (path := index.prefix + name) in modules
+    ]
+    ran: list[str] = []
+    for path, module in modules.items():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) and module not in front:
+            module.register_forward_hook(lambda *_, path=path: ran.append(path))
     with torch.no_grad(), PrefixCache(model, first=1) as cache:
         with cache.batch(0):
             plain = family.run(model)[0]
         for parameter in (p for module in front for p in module.parameters()):
             parameter.zero_()
+        ran.clear()
         with cache.batch(0):
             assert torch.equal(family.run(model)[0], plain)
+        assert "layers.1." in ran[0] or "layer.1." in ran[0], ran
         assert not torch.equal(family.run(model)[0], plain)
 
 
