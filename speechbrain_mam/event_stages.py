@@ -119,6 +119,10 @@ def _fit(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets) -> 
 def _as_plain(brain: AudioEvents) -> Iterator[None]:
     """Within the block the Brain knows of no merge; the weights are what they are."""
     mam, brain.mam = brain.mam, None
+    if mam is not None:
+        # A merge that is there is done again whenever weights are loaded, but a checkpoint of
+        # these weights has it in it.
+        mam._merge = None
     try:
         yield
     finally:
