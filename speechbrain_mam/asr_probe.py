@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.plan import make_plan
 from speechbrain_mam.probe import Probe, probe
+
+COLUMNS = ("ID", "duration", "wav", "wrd")
+"""Of a manifest of speech."""
 
 
 def probe_manifest(
@@ -55,12 +59,8 @@ def probe_manifest(
     MAMError
         If a file is missing, or an utterance's text does not fit the model's alphabet.
     """
-    if not manifest.is_file():
-        raise MAMError(f"--manifest '{manifest}': no such file")
     encoder = HubertCTC(target, trainable="none").eval()
-    root = str(data_folder or _noted_folder(manifest))
-    dataset = speech_dataset(manifest, root, encoder).filtered_sorted(sort_key="duration")
-    loader = SaveableDataLoader(dataset, batch_size=batch_size, collate_fn=PaddedBatch)
+    loader = manifest_batches(encoder, manifest, data_folder, batch_size)
 
     def losses() -> Iterator[tuple[torch.Tensor, int]]:
         blank = encoder.alphabet.blank_index
@@ -73,6 +73,38 @@ def probe_manifest(
     source = Donor(donor)
     plan = make_plan(find_attention(encoder), source.index, **options)
     return probe(encoder, plan, source, losses())
+
+
+def manifest_batches(
+    encoder: HubertCTC, manifest: Path, data_folder: Path | None, batch_size: int
+) -> SaveableDataLoader:
+    """The utterances of a manifest in batches, in the order of their durations.
+
+    Raises
+    ------
+    MAMError
+        If the manifest is missing or empty, or it is not known where its audio lies.
+    """
+    if not manifest.is_file():
+        raise MAMError(f"--manifest '{manifest}': no such file")
+    if batch_size < 1:
+        raise MAMError(f"--batch-size {batch_size}: expected a number above 0")
+    root = str(data_folder or _noted_folder(manifest))
+    _check_manifest(manifest)
+    dataset = speech_dataset(manifest, root, encoder).filtered_sorted(sort_key="duration")
+    return SaveableDataLoader(dataset, batch_size=batch_size, collate_fn=PaddedBatch)
+
+
+def _check_manifest(manifest: Path) -> None:
+    with manifest.open(newline="", encoding="utf-8") as stream:
+        rows = csv.DictReader(stream)
+        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+        if missing:
+            raise MAMError(
+                f"'{manifest}' has no column {', '.join(missing)}; expected {', '.join(COLUMNS)}"
+            )
+        if next(rows, None) is None:
+            raise MAMError(f"'{manifest}' has no utterance")
 
 
 def _noted_folder(manifest: Path) -> str:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 import speechbrain as sb
 import torch
 import torch.nn.functional as F
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch import Tensor
 
 from speechbrain_mam.clips import layer_groups, mean_feature, mixup, roll
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.linear_probe import fit_linear_probe
+from speechbrain_mam.plots import write_beside
 from speechbrain_mam.task import TaskBrain
 
 logger = get_logger(__name__)
@@ -29,6 +32,9 @@ KEYS = [
     *("test_dataloader_opts", "lr_annealing", "valid_share", "download"),
 ]
 """What a recipe's YAML must have."""
+
+CLASSIFIER_FILE = "linear_classifier.ckpt"
+"""In the save folder: the linear classifier of an encoder's fixed features."""
 
 
 class AudioEvents(TaskBrain):
@@ -177,4 +183,10 @@ class AudioEvents(TaskBrain):
         with torch.no_grad():
             linear.weight.copy_(found.weight)
             linear.bias.copy_(found.bias)
+        if if_main_process():
+            # Without training no checkpoint holds it, and whoever exports the model needs it.
+            write_beside(
+                Path(self.hparams.save_folder) / CLASSIFIER_FILE,
+                lambda part: torch.save(self.modules.classifier.state_dict(), part),
+            )
         logger.info("Linear classifier on fixed features, L2 penalty %g", found.penalty)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from collections.abc import Sequence
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.sources import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +69,18 @@ def load_bin(file: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise MAMError(f"'{file}' does not hold a state dict (name → tensor)")
     return state
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """SHA-256 of a file; of several, in their order, that of their digests.
+
+    Example
+    -------
+    >>> files_sha256([Path(__file__)]) == sha256_of(Path(__file__))
+    True
+    """
+    digests = [sha256_of(file) for file in files]
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
 
 
 def load_checkpoint(file: Path, remedy: str) -> Any:

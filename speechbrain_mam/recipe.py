@@ -198,11 +198,14 @@ def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
     folder = Path(brain.hparams.output_folder)
     learned = brain.mam is not None and brain.mam.learnable
     lambdas = brain.mam.live.values() if brain.mam is not None and learned else {}
+    encoder = brain.hparams.encoder
     content = {
         "method": brain.hparams.method,
         "seed": brain.hparams.seed,
         "control": brain.mam.control_name if brain.mam is not None else "none",
         "donor": brain.mam.donor.name if brain.mam is not None else None,
+        "donor_sha256": brain.mam.donor_hash if brain.mam is not None else None,
+        "target_sha256": encoder.files_sha256() if hasattr(encoder, "files_sha256") else None,
         "results": results,
         "lambdas": lambdas,
     }

@@ -381,7 +381,7 @@ def test_bad_models_get_one_line(
         (["--lam", "nan"], "--lam: λ = nan is not a number in [0, 1]"),
         (["--lam", "high"], "argument --lam: 'high' is neither a number nor numbers with commas"),
         (["--lam", "0.9,"], "argument --lam: '0.9,' is neither"),
-        (["--lam", "0.9,0.8"], "--lam: has 2 values for 3 chosen layers"),
+        (["--lam", "0.9,0.8,0.7,0.6"], "--lam: has 4 values for 3 chosen layers"),
         (["--lam", "1", "--layers", "3"], "--layers: '3' names layer 3, but the target has layers"),
         (["--lam", "1", "--layers", "x"], "--layers: cannot read 'x' in 'x'"),
         (["--lam", "1", "--projections", "qx"], "--projections: 'x' is not one of"),
@@ -390,6 +390,9 @@ def test_bad_models_get_one_line(
         (["--lam", "1", "--layer-map", "0,1"], "--layer-map: expected 3 donor layers"),
         (["--lam", "1", "--bias", "drop"], "--bias: 'drop' is not one of merge, keep"),
         (["--lam", "1", "--donor-scale", "2"], "--donor-scale: '2' is not one of none, match"),
+        (["--lam", "1", "--method", "mean"], "--method: 'mean' is not one of linear"),
+        (["--lam", "1", "--align", "tails"], "--align: 'tails' is not one of none, heads"),
+        (["--lam", "1", "--width", "pad"], "--width: 'pad' is not one of error, crop"),
         (["--lam", "1", "--layer", "2"], "unrecognized arguments: --layer 2"),
     ],
 )
@@ -407,7 +410,13 @@ def test_bad_choices_get_one_line(
     assert everything(models) == before
 
 
-@pytest.mark.parametrize("arguments", [[], ["merg"], ["plan"], ["plan", "a/b/c", "d"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["merg"], ["plan"], ["plan", "a/b/c", "d"], ["export"], ["export", "run"]),
+        *(["sweep", "a", "b"], ["sweep", "a", "b", "--manifest", "c"], ["doctor", "now"]),
+    ],
+)
 def test_wrong_usage_gets_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -511,7 +520,9 @@ def test_plan_as_text_and_json(models: Path, capsys: pytest.CaptureFixture[str])
     folders = [str(models / "target"), str(models / "donor")]
     options = ["--lam", "0.8", "--layers", "1-2", "--projections", "v", "--bias", "keep"]
     target, donor = (ModelFolder(Path(folder)).attention() for folder in folders)
-    plan = make_plan(target, donor, 0.8, "1-2", "v", "uniform", "keep", "none", *folders)
+    choices = {"layers": "1-2", "projections": "v", "bias": "keep"}
+    names = dict(zip(("target_name", "donor_name"), folders, strict=True))
+    plan = make_plan(target, donor, 0.8, **choices, **names)
     assert main(["plan", *folders, *options]) == 0
     assert capsys.readouterr().out == f"{plan}\n"
     assert main(["plan", *folders, *options, "--json"]) == 0
@@ -519,12 +530,18 @@ def test_plan_as_text_and_json(models: Path, capsys: pytest.CaptureFixture[str])
     assert everything(models) == before
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["merge", "--help"]])
+VERBS = ("plan", "merge", "probe", "sweep", "export", "report", "doctor")
+
+
+@pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS)])
 def test_help_has_examples(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        main(arguments)
+        main([*arguments, "--help"])
     assert end.value.code == 0
-    assert "examples:\n  speechbrain-mam " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    own = " ".join(["speechbrain-mam", *arguments])
+    assert f"examples:\n  {own}" in told
+    assert arguments or all(re.search(rf"^ +{verb} ", told, flags=re.M) for verb in VERBS)
 
 
 def process(*arguments: str, **options: object) -> subprocess.CompletedProcess:
@@ -602,3 +619,173 @@ def test_probe(tmp_path, corpus, hubert_folder, bert_folder, capsys) -> None:
     command[command.index(manifest)] = tmp_path / "none.csv"
     assert main([*map(str, command), "--force"]) == 2
     assert "none.csv': no such file" in capsys.readouterr().err
+
+
+@pytest.fixture()
+def manifest(tmp_path: Path, corpus: Path) -> Path:
+    """Three utterances of the noise corpus."""
+    file = tmp_path / "valid.csv"
+    rows = [
+        f"u{i},0.6,{corpus}/wavs/XX001-{i:04d}.wav,{words}"
+        for i, words in enumerate(("A CAT", "THE DOG", "WE GO"))
+    ]
+    file.write_text("\n".join(["ID,duration,wav,wrd", *rows]) + "\n")
+    return file
+
+
+def test_sweep(
+    tmp_path: Path,
+    manifest: Path,
+    hubert_folder: Path,
+    bert_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "sweep"
+    command = ["sweep", str(hubert_folder), str(bert_folder), "--manifest", str(manifest)]
+    command += ["--grid", "0.2,0.9,1", "--batch-size", "2", "--out", str(out)]
+    command += ["--layers", "all", "last:1", "--controls", "no_donor"]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    shown = told.out.splitlines()
+    assert shown[0] == "3 utterances, 6 words" and not told.err
+    assert len(shown) >= 2 + 1 + 4 + 2 + 1 and sum(line.endswith(" *") for line in shown) == 1
+    content = json.loads((out / "sweep.json").read_text())
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    tried = [(p["lam"], p["subset"], p["control"]) for p in content["points"]]
+    best = content["chosen"]["subset"]
+    assert tried == [
+        (1.0, "all", "none"),
+        *((lam, subset, "none") for subset in ("all", "last:1") for lam in (0.2, 0.9)),
+        *((lam, best, "no_donor") for lam in (0.2, 0.9)),
+    ]
+    # Each point is the merged folder's own score
+    for point in content["points"][1:5]:
+        merged = tmp_path / "merged"
+        merge = ["merge", str(hubert_folder), str(bert_folder), "--lam", str(point["lam"])]
+        assert main([*merge, "--layers", point["subset"], "--out", str(merged), "--force"]) == 0
+        alone = ["sweep", str(merged), str(bert_folder), "--manifest", str(manifest)]
+        capsys.readouterr()
+        assert main([*alone, "--grid", "0.5", "--json"]) == 0
+        untouched = json.loads(capsys.readouterr().out)["points"][0]
+        assert untouched["lam"] == 1 and untouched["errors"] == point["errors"]
+    assert main(command) == 2
+    assert "--force replaces it" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--grid", "2"], "--grid: λ = 2.0 is not a number in [0, 1]"),
+        (["--grid", "1"], "--grid is empty"),
+        (["--grid", "0.9,x"], "argument --grid: '0.9,x' is neither"),
+        (["--grid", "0.9", "--layers", "3"], "layer 3, but the target has layers 0 to 2"),
+        (["--grid", "0.9", "--controls", "rand"], "--controls: 'rand' is not one of none, random"),
+        (["--grid", "0.9", "--batch-size", "0"], "--batch-size 0: expected a number above 0"),
+        (["--grid", "0.9", "--manifest", "none.csv"], "--manifest 'none.csv': no such file"),
+    ],
+)
+def test_a_bad_sweep_gets_one_line(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    manifest: Path,
+    hubert_folder: Path,
+    bert_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "sweep"
+    command = ["sweep", str(hubert_folder), str(bert_folder), "--out", str(out)]
+    assert main([*command, "--manifest", str(manifest), *options]) == 2
+    told = capsys.readouterr()
+    assert message in told.err and told.err.count("\n") == 1 and not told.out
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ID,duration,wav,wrd\n", "has no utterance"),
+        ("ID,duration,wav\nu0,0.6,x.wav\n", "has no column wrd; expected ID, duration, wav, wrd"),
+    ],
+)
+def test_a_manifest_that_is_none(
+    text: str,
+    message: str,
+    manifest: Path,
+    hubert_folder: Path,
+    bert_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifest.write_text(text)
+    command = ["sweep", str(hubert_folder), str(bert_folder), "--manifest", str(manifest)]
+    assert main([*command, "--grid", "0.9"]) == 2
+    told = capsys.readouterr()
+    assert message in told.err and told.err.count("\n") == 1, told.err
+
+
+def test_a_gradient_of_lambda(models: Path, merge: Callable[..., int]) -> None:
+    assert merge("--lam", "0,1") == 0
+    plan = json.loads((models / "out" / "mam_plan.json").read_text())
+    assert {(e["layer"], e["lam"]) for e in plan["entries"]} == {(0, 0.0), (1, 0.5), (2, 1.0)}
+
+
+def two_architectures(folder: Path) -> None:
+    """A BERT's tensors and a HuBERT's in one folder, under the HuBERT's config.json."""
+    save_bert(folder.parent / "other", num_hidden_layers=2)
+    save_file(load(folder) | load(folder.parent / "other"), folder / WEIGHTS)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+
+
+DONOR_DAMAGE = {
+    "cut short": (lambda f: truncate(f / WEIGHTS), "is not a whole safetensors file"),
+    "no config": (lambda f: (f / "config.json").unlink(), "donor' has no config.json"),
+    "code": (pickled_code, "Convert it where you trust it: load the model with transformers and"),
+    "old code": (old_pickled_code, "which writes safetensors"),
+}
+
+
+@pytest.mark.parametrize("damage", DONOR_DAMAGE)
+def test_a_bad_donor_gets_one_line(
+    models: Path, merge: Callable[..., int], capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    spoil, message = DONOR_DAMAGE[damage]
+    spoil(models / "donor")
+    before = everything(models)
+    assert merge("--lam", 0.9) == 2
+    told = capsys.readouterr()
+    assert message in told.err and told.err.count("\n") == 1 and not told.out
+    assert everything(models) == before
+
+
+def test_a_lost_shard_of_the_donor(
+    models: Path, merge: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = load(models / "donor")
+    save_file(tensors, models / "donor" / "model-00001-of-00002.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00002.safetensors")}
+    index["weight_map"][max(tensors)] = "model-00002-of-00002.safetensors"
+    (models / "donor" / WEIGHTS).unlink()
+    (models / "donor" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    assert merge("--lam", 0.9) == 2
+    told = capsys.readouterr()
+    assert "names the shard 'model-00002-of-00002.safetensors': no such file" in told.err
+    assert told.err.count("\n") == 1 and not (models / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing(
+    models: Path, merge: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As large as the disk's last bytes: the system itself refuses the write."""
+    before = everything(models)
+    size = (models / "target" / WEIGHTS).stat().st_size // 2
+    code = (
+        "import resource, signal, sys; from speechbrain_mam.cli import main; "
+        f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); sys.exit(main(sys.argv[1:]))"
+    )
+    folders = [str(models / name) for name in ("target", "donor")]
+    ended = process("-c", code, "merge", *folders, "--lam", "0.9", "--out", str(models / "out"))
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    assert "File too large" in ended.stderr and everything(models) == before

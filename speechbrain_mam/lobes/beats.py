@@ -21,6 +21,7 @@ from speechbrain_mam.lobes.fbank import (
     SHIFT_SAMPLES,
     frame_count,
 )
+from speechbrain_mam.reading import files_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class BEATsEncoder(nn.Module):
         if gradient_decay is not None:
             cfg["layer_wise_gradient_decay_ratio"] = gradient_decay
         logger.info("BEATs '%s' with cfg %s", file, cfg)
-        self.cfg, self.freeze = cfg, freeze
+        self.file, self.cfg, self.freeze = file, cfg, freeze
         self.fbank_mean, self.fbank_std = fbank_mean, fbank_std
         self.model = build_beats(cfg, state, file)
         self.model.fbank_augment = fbank_augment
@@ -113,6 +114,10 @@ class BEATsEncoder(nn.Module):
             # SpeechBrain does not use it then, and DDP would wait for its gradient.
             self.model.encoder.layer_norm.requires_grad_(False)
         self.train()
+
+    def files_sha256(self) -> str:
+        """SHA-256 of the checkpoint that it was made of."""
+        return files_sha256([self.file])
 
     def train(self, mode: bool = True) -> BEATsEncoder:
         """As of any module; a frozen model stays in evaluation mode."""

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoModelForCTC
 
 from speechbrain_mam.choices import one_of
+from speechbrain_mam.donor import ModelFolder
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.reading import files_sha256
 from speechbrain_mam.sources import resolve_model
 
 TRAINABLE = ("all", "head", "none")
@@ -133,6 +135,7 @@ class HubertCTC(nn.Module):
         # float32 whatever the file holds: it is the master copy that is trained and merged
         self.model = AutoModelForCTC.from_pretrained(folder, dtype=torch.float32, **overrides)
         extractor = AutoFeatureExtractor.from_pretrained(folder)
+        self.folder = folder
         self.sample_rate: int = extractor.sampling_rate
         self.normalize_wav: bool = extractor.do_normalize
         self.wants_mask: bool = extractor.return_attention_mask
@@ -146,6 +149,10 @@ class HubertCTC(nn.Module):
         self._set_trainable(trainable, freeze_feature_extractor)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
+
+    def files_sha256(self) -> str:
+        """SHA-256 of the weights that it was made of: of their file, or of its shards' together."""
+        return files_sha256(ModelFolder(self.folder).weight_files())
 
     def _set_trainable(self, trainable: str, freeze_feature_extractor: bool) -> None:
         self.model.requires_grad_(trainable == "all")

@@ -1,0 +1,169 @@
+"""The λ sweep of a recogniser on a manifest of speech, without a recipe."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+import torch
+
+from speechbrain_mam.asr_probe import manifest_batches
+from speechbrain_mam.choices import one_of
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.mam import MAM
+from speechbrain_mam.points import (
+    SWEEP_CONTROLS,
+    Point,
+    Scored,
+    choose,
+    error_rate,
+    parse_grid,
+    parse_subsets,
+    points_of,
+)
+from speechbrain_mam.search import Around, Sweep
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """What :func:`sweep_manifest` found.
+
+    Arguments
+    ---------
+    ids : tuple of str
+        The utterances.
+    words : tuple of int
+        Reference words of each.
+    untouched : Scored
+        The target as it is, λ = 1.
+    points : tuple of Scored
+        Every merge, controls last.
+    """
+
+    ids: tuple[str, ...]
+    words: tuple[int, ...]
+    untouched: Scored
+    points: tuple[Scored, ...]
+
+    @property
+    def best(self) -> Scored:
+        """The best merge, which may be worse than none."""
+        return choose(s for s in self.points if s.point.control == "none")
+
+    @property
+    def untouched_was_better(self) -> bool:
+        """Whether no merge made fewer errors than the untouched model."""
+        return choose([self.untouched, self.best]).point.lam == 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``sweep.json`` of a recipe's search, for the report and for programs."""
+        return {
+            "split": "manifest",
+            "ids": list(self.ids),
+            "words": list(self.words),
+            "points": [
+                {**asdict(s.point), "WER": error_rate(s, self.words), "errors": list(s.errors)}
+                for s in (self.untouched, *self.points)
+            ],
+            "chosen": asdict(self.best.point),
+            "untouched_was_better": self.untouched_was_better,
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.ids)} utterances, {sum(self.words)} words",
+            f"{'λ':>6}  {'WER %':>6}  {'errors':>6}  layers",
+            self._line(self.untouched, "untouched"),
+        ]
+        for scored in self.points:
+            point = scored.point
+            what = f"{point.subset} ({', '.join(map(str, point.layers))})"
+            if point.control != "none":
+                what += f", control {point.control}"
+            lines.append(self._line(scored, what, scored is self.best))
+        lines.append("* the best merge, of equal ones the gentlest")
+        if self.untouched_was_better:
+            lines.append("No merge was better than none.")
+        return "\n".join(lines)
+
+    def _line(self, scored: Scored, what: str, best: bool = False) -> str:
+        rate = error_rate(scored, self.words)
+        mark = " *" if best else ""
+        return f"{scored.point.lam:>6g}  {rate:>6.2f}  {sum(scored.errors):>6}  {what}{mark}"
+
+
+def sweep_manifest(
+    target: str,
+    donor: str,
+    manifest: Path,
+    grid: Iterable[float],
+    layers: Sequence[str] = ("all",),
+    controls: Sequence[str] = (),
+    data_folder: Path | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+    **options: Any,
+) -> SweepTable:
+    """Word errors of a CTC recogniser at every λ of a grid, in every choice of layers.
+
+    Arguments
+    ---------
+    target, donor : str
+        Folder or name of a ``HubertForCTC`` (or kin), and of the donor.
+    manifest : Path
+        SpeechBrain's CSV with ``ID, duration, wav, wrd``; a recipe leaves ``valid.csv`` in its save
+        folder.
+    grid : iterable of float
+        λ, the target's share.
+    layers : sequence of str
+        Choices of layers: ``all``, ``first:k``, ``last:k``, ranges.
+    controls : sequence of str
+        Controls in the donor's place, over the grid at the best choice of layers.
+    data_folder : Path, optional
+        What ``$data_root`` in the manifest stands for; what its recipe noted beside it by default.
+    batch_size : int
+        Utterances a batch, in the order of their durations.
+    progress : bool
+        Whether to show a progress bar.
+    **options
+        ``projections``, ``layer_map``, ``bias``, ``donor_scale``, ``method``, ``align``, ``width``
+        of :func:`speechbrain_mam.plan.make_plan`.
+
+    Raises
+    ------
+    MAMError
+        If a file is missing, λ is outside [0, 1], a control is unknown, or the merge does not fit.
+    """
+    lams = parse_grid(grid)
+    for control in controls:
+        one_of("controls", control, SWEEP_CONTROLS)
+    encoder = HubertCTC(target, trainable="none").eval()
+    mam = MAM(encoder, donor, lam=lams[0], learnable=False, **options)
+    subsets = parse_subsets(layers, mam.plan.target_layers)
+    batches = list(manifest_batches(encoder, manifest, data_folder, batch_size))
+    with tempfile.TemporaryDirectory() as scratch:
+        sweep = Sweep(mam, lambda a: _score(encoder, batches, a), Path(scratch), progress=progress)
+        untouched, *points = sweep.run([Point(1.0, (), donor), *points_of(lams, subsets, [donor])])
+        best = choose(points).point
+        for control in controls:
+            sweep.title = f"control {control}"
+            points += sweep.run(points_of(lams, {best.subset: best.layers}, [donor], control))
+        return SweepTable(tuple(sweep.ids), tuple(sweep.units), untouched, tuple(points))
+
+
+def _score(
+    encoder: HubertCTC, batches: Sequence[Any], around: Around
+) -> dict[str, tuple[int, int]]:
+    """Word errors and words of every utterance, by the model as it is now."""
+    errors = sb.utils.metric_stats.ErrorRateStats()
+    for i, batch in enumerate(batches):
+        with torch.no_grad(), around(i):
+            log_probs, lens = encoder(*batch.sig)
+        best = sb.decoders.ctc_greedy_decode(log_probs, lens, encoder.alphabet.blank_index)
+        texts = [encoder.alphabet.decode(indices).split() for indices in best]
+        errors.append(batch.id, texts, [words.split() for words in batch.wrd])
+    return {s["key"]: (s["num_edits"], s["num_ref_tokens"]) for s in errors.scores}

