@@ -302,7 +302,7 @@ def speechbrain_encoder(kind: str, attention: str = "regularMHA") -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["transformer", "conformer", "branchformer"])
-def test_speechbrains_encoders(kind):
+def test_speechbrains_encoders(kind, bert_donor):
     model = speechbrain_encoder(kind)
     index = find_attention(model)  # and nothing of the decoder
     assert (index.num_layers, index.heads, index.hidden_size) == (LAYERS, HEADS, WIDTH)
@@ -312,6 +312,7 @@ def test_speechbrains_encoders(kind):
     frames = torch.randn(1, 7, 6)
     check_computation(model, index, lambda: model.encode(frames))
     assert find_attention(model.encoder).num_layers == LAYERS
+    learn_and_fold(model, index, bert_donor, lambda: model.encode(frames))
 
 
 @pytest.mark.parametrize("attention", ["RelPosMHAXL", "RoPEMHA"])
@@ -363,22 +364,27 @@ def test_each_family_gives_its_attention_to_hubert(family, tmp_path):
 @pytest.mark.parametrize("family", TARGETS, ids=str)
 def test_each_family_learns_and_is_folded(family, bert_donor):
     model, index = built(family)
+    learn_and_fold(model, index, bert_donor, lambda: family.run(model)[0])
+
+
+def learn_and_fold(model: nn.Module, index: AttentionIndex, donor: Donor, run) -> None:
+    """λ = 1 changes nothing; λ < 1 has gradients; folded, it is the same without λ."""
     names = set(model.state_dict())
     with torch.no_grad():
-        plain = family.run(model)[0]
-    plan = make_plan(index, bert_donor.index, lam=1.0, bias="where_both")
-    with Merge(model, plan, bert_donor), torch.no_grad():
-        assert torch.equal(family.run(model)[0], plain)
-    plan = make_plan(index, bert_donor.index, lam=0.7, bias="where_both")
-    live = LearnableMAM(model, plan, bert_donor)
-    output = family.run(model)[0]
+        plain = run()
+    plan = make_plan(index, donor.index, lam=1.0, bias="where_both")
+    with Merge(model, plan, donor), torch.no_grad():
+        assert torch.equal(run(), plain)
+    plan = make_plan(index, donor.index, lam=0.7, bias="where_both")
+    live = LearnableMAM(model, plan, donor)
+    output = run()
     output.square().sum().backward()
     for lam in live.parameters():
         assert lam.grad is not None and lam.grad.abs().sum() > 0
     live.fold()
     assert set(model.state_dict()) == names
     with torch.no_grad():
-        torch.testing.assert_close(family.run(model)[0], output, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(run(), output, rtol=1e-4, atol=1e-5)
         for entry in plan.entries:
             assert index.tensors[entry.layer, entry.projection, entry.kind].name == entry.target
 
