@@ -327,7 +327,24 @@ def narrow_donor(target: Path) -> None:
     save_bert(target.parent / "donor", hidden_size=8)
 
 
+def two_encoders(folder: Path) -> None:
+    state = load(folder)
+    others = {f"second.{name}": tensor.clone() for name, tensor in state.items()}
+    save_file(state | others, folder / WEIGHTS)
+
+
+def two_architectures(folder: Path) -> None:
+    """A HuBERT's and a BERT's tensors, under a config.json of a third."""
+    save_bert(folder.parent / "other")
+    save_file(load(folder) | load(folder.parent / "other"), folder / WEIGHTS)
+    shutil.rmtree(folder.parent / "other")
+    edit_config(model_type="whisper")(folder)
+
+
 DAMAGE = {
+    "two encoders": (two_encoders, "holds 2 HuBERT encoders ('hubert', 'second.hubert')"),
+    "two architectures": (two_architectures, "self-attention in '"),
+    "another's config": (edit_config(model_type="bert"), "no BERT self-attention in '"),
     "truncated": (lambda f: truncate(f / WEIGHTS), "model.safetensors' is not a whole safetensors"),
     "bad header": (lambda f: break_header(f / WEIGHTS), "is not a whole safetensors file"),
     "empty": (write(WEIGHTS, ""), "is not a whole safetensors file"),
@@ -730,20 +747,23 @@ def test_a_gradient_of_lambda(models: Path, merge: Callable[..., int]) -> None:
     assert {(e["layer"], e["lam"]) for e in plan["entries"]} == {(0, 0.0), (1, 0.5), (2, 1.0)}
 
 
-def two_architectures(folder: Path) -> None:
-    """A BERT's tensors and a HuBERT's in one folder, under the HuBERT's config.json."""
-    save_bert(folder.parent / "other", num_hidden_layers=2)
-    save_file(load(folder) | load(folder.parent / "other"), folder / WEIGHTS)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-
-
 DONOR_DAMAGE = {
+    "two encoders": (two_encoders, "holds 2 BERT encoders"),
+    "another's config": (edit_config(model_type="hubert"), "no HuBERT self-attention in '"),
     "cut short": (lambda f: truncate(f / WEIGHTS), "is not a whole safetensors file"),
     "no config": (lambda f: (f / "config.json").unlink(), "donor' has no config.json"),
     "code": (pickled_code, "Convert it where you trust it: load the model with transformers and"),
     "old code": (old_pickled_code, "which writes safetensors"),
 }
+
+
+def test_of_two_architectures_the_one_of_the_config_is_merged(
+    models: Path, merge: Callable[..., int]
+) -> None:
+    others = {f"text.{name}": tensor for name, tensor in load(models / "donor").items()}
+    save_file(load(models / "target") | others, models / "target" / WEIGHTS)
+    assert merge("--lam", 0.9) == 0
+    assert changed(models / "target", models / "out") == attention()
 
 
 @pytest.mark.parametrize("damage", DONOR_DAMAGE)

@@ -79,7 +79,8 @@ SPEECH_RUNS: dict[str, dict[str, str]] = {
         "layer_choices": "['last:2']",
         "controls": "[random]",
     },
-    "finetune": {"new_alphabet": LETTERS, "number_of_epochs": "1"},
+    # so little training that the new head still writes letters
+    "finetune": {"new_alphabet": LETTERS, "number_of_epochs": "1", "lr": "0.000001"},
 }
 EVENT_RUNS: dict[str, dict[str, str]] = {
     "mam_learnable": {"lr_mam": "0.05"},
