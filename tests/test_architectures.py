@@ -362,9 +362,14 @@ def test_each_family_gives_its_attention_to_hubert(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", TARGETS, ids=str)
-def test_each_family_learns_and_is_folded(family, bert_donor):
+def test_each_family_learns_is_folded_and_exported(family, bert_donor, tmp_path):
     model, index = built(family)
     learn_and_fold(model, index, bert_donor, lambda: family.run(model)[0])
+    model.save_pretrained(tmp_path)
+    exported = type(model).from_pretrained(tmp_path).eval()  # of transformers alone
+    with torch.no_grad():
+        outputs = (family.run(one)[0] for one in (exported, model.eval()))
+        torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
 
 
 def learn_and_fold(model: nn.Module, index: AttentionIndex, donor: Donor, run) -> None:
