@@ -59,7 +59,7 @@ class LearnableMAM:
 
     Example
     -------
-    >>> from speechbrain_mam import Donor, find_attention, make_plan
+    >>> from speechbrain_mam import Donor, MergedLinear, find_attention, make_plan
     >>> from transformers import AutoModelForCTC
     >>> donor = Donor("speechbrain_mam/hubert-mini")
     >>> model = AutoModelForCTC.from_pretrained(donor.folder.path)

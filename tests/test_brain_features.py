@@ -387,7 +387,9 @@ def fit_and_log(bert_folder, train_logger, epochs=3, epoch_key="epoch"):
 def test_tensorboard(bert_folder, tmp_path):
     """λ have curves, and the recipe's own stay on the steps that they are on without MAM."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    expected = fit_and_log(bert_folder, TensorboardLogger(str(tmp_path)))
+    train_logger = TensorboardLogger(str(tmp_path))
+    expected = fit_and_log(bert_folder, train_logger)
+    train_logger.writer.flush()  # its thread writes every two minutes
     found = events.EventAccumulator(str(tmp_path)).Reload()
     for name, values in expected.items():
         points = found.Scalars(f"{name}/train")
