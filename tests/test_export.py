@@ -253,7 +253,10 @@ def test_the_folded_weights(speech_run, speech, tmp_path) -> None:
 
 def test_the_card(speech_run, event_run, tmp_path) -> None:
     for finished, shown in (
-        (speech_run("mam_learnable"), ("WER", "layer 2", "automatic-speech-recognition")),
+        (
+            speech_run("mam_learnable"),
+            ("WER", "layer 2", "automatic-speech-recognition", "W = λ · W_target + (1 − λ)"),
+        ),
         (event_run("mam_zeroshot_untouched"), ("accuracy", "layer 0 | 0.3", "Test fold: 1")),
     ):
         out = tmp_path / finished.parent.name / finished.name

@@ -144,7 +144,7 @@ def _introduction(run: FinishedRun) -> str:
         f"A {what}. Query, key and value projections of its self-attention are a mixture of the "
         f"target's and the donor's ([Multimodal Attention Merging]({PAPER})):",
         "",
-        "    W = λ · W_target + (1 − λ) · W_donor",
+        f"    W = {run.formula}",
         "",
         "The merge is folded in: these are plain weights.",
     ]

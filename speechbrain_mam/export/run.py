@@ -20,6 +20,7 @@ from speechbrain_mam.export.rebuild import rebuild
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
+from speechbrain_mam.methods import METHODS
 from speechbrain_mam.report.fields import load
 from speechbrain_mam.report.runs import read_run
 from speechbrain_mam.task import TaskBrain
@@ -73,6 +74,11 @@ class FinishedRun:
     def is_speech(self) -> bool:
         """Whether it recognises speech; else it classifies audio events."""
         return isinstance(self.encoder, HubertCTC)
+
+    @property
+    def formula(self) -> str:
+        """What a merged run's method makes of W_target and W_donor."""
+        return METHODS[self.hparams["mam"].options["method"]].formula
 
     @property
     def metrics(self) -> Mapping[str, float]:
