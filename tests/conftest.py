@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import (
     BertConfig,
     BertModel,
@@ -26,6 +27,11 @@ from transformers import (
 )
 
 REPO = Path(__file__).resolve().parent.parent
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
 TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]
 FAMILIES = {
     "hubert": (HubertConfig, HubertForCTC),
