@@ -55,6 +55,26 @@ def linear(
     return chosen.function(target.to(wide), donor.to(wide), lam).to(target.dtype)
 
 
+def first_step(target: torch.Tensor, donor: torch.Tensor, method: str = "linear") -> torch.Tensor:
+    """∂W/∂(1 − λ) at λ = 1: where a small step towards the donor goes.
+
+    Of the linear methods W_donor − W_target; of the others by forward differentiation.
+
+    Example
+    -------
+    >>> first_step(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]))
+    tensor([2., 4.])
+    >>> first_step(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]), "multi_path")
+    tensor([3., 6.])
+    """
+    chosen = method_named(method)
+    if chosen.is_linear:
+        return donor - target
+    one = torch.ones(1, dtype=target.dtype, device=target.device)
+    _, step = torch.func.jvp(lambda lam: chosen.function(target, donor, lam), (one,), (-one,))
+    return step
+
+
 def norm_ratio(target: torch.Tensor, donor: torch.Tensor, name: str = "tensor") -> float:
     """‖target‖ / ‖donor‖ (Frobenius), the factor of ``donor_scale: match_norm``.
 

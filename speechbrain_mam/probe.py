@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from speechbrain_mam.attention import find_attention
 from speechbrain_mam.donor import TensorSource
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merge import donor_tensors
+from speechbrain_mam.merge import donor_tensors, first_step, own_part
 from speechbrain_mam.plan import MergePlan
 
 
@@ -138,6 +138,10 @@ def probe(
     heads = find_attention(target).heads
     parameters = dict(target.named_parameters())
     held = [(entry, parameters[entry.target]) for entry in plan.entries]
+    steps = []
+    for entry, theirs in donor_tensors(plan, donor, lambda n: parameters[n].detach()):
+        ours = own_part(entry, parameters[entry.target].detach())
+        steps.append((entry, first_step(ours, theirs.to(ours), plan.method)))
     # Only Q/K/V need a gradient: the rest is neither kept for backward nor accumulated.
     before = {name: p.requires_grad for name, p in parameters.items()}
     shape = (len(plan.layers), len(plan.projections), heads)
@@ -153,9 +157,9 @@ def probe(
             found = torch.autograd.grad(loss, [p for _, p in held], allow_unused=True)
             gradient = dict(zip((p for _, p in held), found, strict=True))
             scores = np.zeros(shape)
-            for entry, theirs in donor_tensors(plan, donor, lambda n: parameters[n].detach()):
-                ours = parameters[entry.target]
-                change = _by_head(gradient[ours], theirs.to(ours.device) - ours.detach(), heads)
+            for entry, step in steps:
+                whole = gradient[parameters[entry.target]]
+                change = _by_head(None if whole is None else own_part(entry, whole), step, heads)
                 if entry.projection == "output":
                     change = np.full(heads, change.sum() / heads)
                 place = plan.layers.index(entry.layer), plan.projections.index(entry.projection)

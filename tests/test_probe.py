@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_speech_model
+from speechbrain.lobes.models.transformer.Transformer import TransformerEncoder
 
 from speechbrain_mam import Donor, MAMError, Merge, find_attention, make_plan
 from speechbrain_mam.probe import Probe, probe
@@ -33,13 +34,15 @@ def mean_loss(model):
     return sum(loss.item() * n for loss, n in losses) / sum(n for _, n in losses)
 
 
+@pytest.mark.parametrize("method", ["linear", "slerp", "multi_path"])
 @pytest.mark.parametrize("options", [{"layers": [1]}, {"projections": "v"}, {"layers": [0, 2]}])
-def test_agrees_with_finite_differences(parts, options, bert_folder):
-    model, donor, whole = parts
+def test_agrees_with_finite_differences(parts, options, method, bert_folder):
+    model, donor, _ = parts
+    index, donor_index = find_attention(model), Donor(bert_folder).index
+    whole = make_plan(index, donor_index, method=method)
     found = probe(model, whole, donor, batches(model))
     step, before = 1e-5, mean_loss(model)
-    index, donor_index = find_attention(model), Donor(bert_folder).index
-    plan = make_plan(index, donor_index, lam=1 - step, **options)
+    plan = make_plan(index, donor_index, lam=1 - step, method=method, **options)
     with Merge(model, plan, donor):
         slope = (mean_loss(model) - before) / step
     scores, _ = found.score("layer", "projection")
@@ -61,6 +64,27 @@ def test_a_head_alone_agrees_with_finite_differences(parts):
             ours[8:] += step * (theirs - ours)[8:]
     slope = (mean_loss(model) - before) / step
     assert heads[2, found.projections.index("key"), 1] == pytest.approx(slope, rel=1e-3)
+
+
+def test_a_fused_target_agrees_with_finite_differences(bert_folder):
+    """Query, key and value in one tensor: each has the gradient of its own rows."""
+    torch.manual_seed(0)
+    encoder = TransformerEncoder(num_layers=3, nhead=2, d_ffn=32, d_model=16, dropout=0.0)
+    encoder, donor = encoder.double().eval(), Donor(bert_folder)
+    frames = torch.randn(2, 5, 16, dtype=torch.float64)
+
+    def loss():
+        return (encoder(frames)[0] * frames).square().mean()
+
+    index, step = find_attention(encoder), 1e-5
+    found = probe(encoder, make_plan(index, donor.index), donor, [(loss(), 1)])
+    scores, _ = found.score("layer", "projection")
+    before = loss().item()
+    for i, projection in enumerate(found.projections):
+        plan = make_plan(index, donor.index, lam=1 - step, layers=[1], projections=projection)
+        with Merge(encoder, plan, donor), torch.no_grad():
+            slope = (loss().item() - before) / step
+        assert scores[1, i] == pytest.approx(slope, rel=1e-3, abs=1e-9)
 
 
 def test_leaves_the_model_as_it_was(parts):
