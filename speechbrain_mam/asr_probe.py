@@ -51,8 +51,8 @@ def probe_manifest(
     progress : bool
         Whether to show a progress bar.
     **options
-        ``layers``, ``projections``, ``layer_map``, ``bias``, ``donor_scale``, ``method``, ``align``,
-        ``width`` of :func:`speechbrain_mam.plan.make_plan`.
+        ``layers``, ``projections``, ``layer_map``, ``bias``, ``donor_scale``, ``method``,
+        ``align``, ``width`` of :func:`speechbrain_mam.plan.make_plan`.
 
     Raises
     ------

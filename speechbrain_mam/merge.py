@@ -71,7 +71,8 @@ def first_step(target: torch.Tensor, donor: torch.Tensor, method: str = "linear"
     if chosen.is_linear:
         return donor - target
     one = torch.ones(1, dtype=target.dtype, device=target.device)
-    _, step = torch.func.jvp(lambda lam: chosen.function(target, donor, lam), (one,), (-one,))
+    found = torch.func.jvp(lambda lam: chosen.function(target, donor, lam), (one,), (-one,))
+    step: torch.Tensor = found[1]
     return step
 
 
