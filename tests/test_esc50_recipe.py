@@ -151,7 +151,7 @@ def test_two_ranks_equal_one_process(parts, tmp_path):
     text = (REPO / "hparams" / "esc50_mam_learnable.yaml").read_text(encoding="utf-8")
     yaml = tmp_path / "sgd.yaml"
     yaml.write_text(text.replace("torch.optim.AdamW", "torch.optim.SGD"), encoding="utf-8")
-    options = {"roll": "False", "spec_augment": "null", "lr": "0.001"}
+    options = {"roll": "False", "spec_drops": "0", "lr": "0.001"}
     options["valid_share"] = "0.25"  # 36 clips to train with, and no rank gets one twice
 
     def arguments(name, batch_size):
