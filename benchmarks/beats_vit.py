@@ -5,8 +5,8 @@
 > python benchmarks/beats_vit.py --shape tiny      # seconds: does it run at all
 
 Random weights at the real shapes, written to disk and read as any checkpoint. Plan, zero-shot
-merge, λ's gradient, fold and λ = 1 are checked against plain computation, each with the time it
-took; the exit code is 1 where one of them is off.
+merge, λ's gradient, fold, λ = 1 and two ranks of DDP are checked against plain computation, each
+with the time it took; the exit code is 1 where one of them is off.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from speechbrain.lobes.models.beats import BEATsConfig
+from torch.nn.parallel import DistributedDataParallel
 from transformers import ViTConfig, ViTModel
 
 from speechbrain_mam import Donor, LearnableMAM, Merge, find_attention, make_plan
+from speechbrain_mam.learnable import keep_donor_out_of_ddp
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.beats_model import BEATsModel
 
@@ -65,6 +69,32 @@ def write_models(folder: Path, shape: str) -> tuple[Path, Path]:
 def features(model: BEATsEncoder, wav: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
     """Without the lengths."""
     return model(wav, lens)[0]
+
+
+RANKS = 2
+
+
+def lam_gradients(mam: LearnableMAM) -> torch.Tensor:
+    """Of every layer's λ, as one vector."""
+    return torch.cat([lam.grad for lam in mam.lams if lam.grad is not None])
+
+
+def train_rank(rank: int, checkpoint: Path, folder: Path, clips: torch.Tensor) -> None:
+    """One step of DDP on clip ``rank``; λ's gradients and all weights go to ``rank_RANK.pt``."""
+    torch.set_num_threads(1)
+    store = f"file://{checkpoint.parent / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
+    model, donor = BEATsEncoder(checkpoint), Donor(folder)
+    model.model.eval()  # no dropout, but gradients
+    mam = LearnableMAM(model, make_plan(find_attention(model), donor.index, lam=0.7), donor)
+    keep_donor_out_of_ddp(model)
+    parallel = DistributedDataParallel(model)
+    parallel(clips[rank : rank + 1])[0].select(-1, 0).mean().backward()
+    gradients = lam_gradients(mam)
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    content = {"gradients": gradients, "state": model.state_dict()}
+    torch.save(content, checkpoint.with_name(f"rank_{rank}.pt"))
+    dist.destroy_process_group()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -131,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
         # Not their squares: behind a layer norm, those have the same mean whatever λ is
         weight = torch.randn_like(untouched)
         (features(model, wav, lens) * weight).mean().backward()
-        found = torch.cat([lam.grad for lam in mam.lams])
+        found = lam_gradients(mam)
         mam.remove()
         lams = torch.full((layers,), 0.7, requires_grad=True)
         state = {
@@ -152,6 +182,22 @@ def main(arguments: list[str] | None = None) -> int:
             worst = (features(model, wav, lens) - live).abs().max().item()
             good = worst < 1e-4 and (live - merged).abs().max().item() < 1e-3
         report("fold", good, f"folded against live: worst {worst:.1e}")
+
+        mp.spawn(train_rank, (checkpoint, folder, wav), nprocs=RANKS)
+        model = BEATsEncoder(checkpoint).eval()
+        mam = LearnableMAM(model, plan, donor)
+        for clip in wav.split(1):
+            (model(clip)[0].select(-1, 0).mean() / RANKS).backward()
+        wanted = lam_gradients(mam)
+        one, two = (
+            torch.load(checkpoint.with_name(f"rank_{i}.pt"), weights_only=True)
+            for i in range(RANKS)
+        )
+        worst = ((one["gradients"] - wanted).abs().max() / wanted.abs().max()).item()
+        same = all(torch.equal(one["state"][name], two["state"][name]) for name in one["state"])
+        detail = f"∂L/∂λ against one process: worst relative {worst:.1e}"
+        detail += "; after a step both ranks have the same weights" if same else "; ranks differ"
+        report("two ranks", same and worst < 1e-3 and wanted.abs().min().item() > 0, detail)
     return int(failures > 0)
 
 
