@@ -1,5 +1,7 @@
 """Intervals and verdicts against known answers, and the coverage that they promise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -215,6 +217,13 @@ def test_verdicts(interval, seeds, control, said):
     against = comparison(*control) if control else None
     n_seeds = 3 if seeds else 1
     assert verdict(comparison(*interval, seeds, n_seeds), control=against) == said
+
+
+def test_an_interval_without_a_small_p_is_within_chance():
+    """Where few utterances differ, BCa's interval may exclude 0 and p not be below 0.05."""
+    clear = comparison(-2, -1)
+    assert direction(replace(clear, p=0.049)) == "lower"
+    assert direction(replace(clear, p=0.051)) == "within chance"
 
 
 def test_one_seed_of_something_trained_is_said():

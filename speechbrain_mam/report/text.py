@@ -181,11 +181,12 @@ def how_to_read(task: Task, folds: bool, n_resamples: int) -> list[Block]:
             f"bootstrap (BCa, {n_resamples:,} resamples; the percentile where BCa is undefined) of "
             "the mean over seeds, and over seeds by Student's t of the differences paired by "
             "seed. p is two-sided, from the bootstrap distribution. Lower (higher) means that the "
-            f"whole interval over {task.items} is below (above) 0 and, where something was run "
-            "with several seeds, the whole interval over seeds too; anything else is within "
-            "chance. A merge that is not lower than its own random-donor control by the same rule "
-            "is no better than the random donor. Intervals are not corrected for the number of "
-            "comparisons: of twenty without an effect, one is expected to exclude 0."
+            f"whole interval over {task.items} is below (above) 0, that p is below 0.05 (where few "
+            f"{task.items} differ, the two may disagree) and, where something was run with several "
+            "seeds, that the whole interval over seeds is below (above) 0 too; anything else is "
+            "within chance. A merge that is not lower than its own random-donor control by the "
+            "same rule is no better than the random donor. Intervals are not corrected for the "
+            "number of comparisons: of twenty without an effect, one is expected to exclude 0."
         )
     )
     if folds:
