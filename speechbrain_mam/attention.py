@@ -28,6 +28,7 @@ from speechbrain_mam.architectures import Architecture, nearest_model_types
 from speechbrain_mam.architectures import architecture as architecture
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.naming import Names, check_role, choose_tower, closest, example_name
+from speechbrain_mam.stored import check_plain
 
 if TYPE_CHECKING:
     import torch
@@ -146,7 +147,12 @@ def index_attention(
                     f"{where}: layer {layer} of {len(places)} has no {projection} weight "
                     f"(expected a name like '{example_name(row, place, projection)}')"
                 )
-    hidden_size = tensors[0, "query", "weight"].shape[0]
+    first = tensors[0, "query", "weight"]
+    if len(first.shape) != 2 or not first.shape[0]:
+        raise MAMError(
+            f"{where}: '{first.name}' has shape {list(first.shape)}, expected a square matrix"
+        )
+    hidden_size = first.shape[0]
     for (_, _, kind), ref in tensors.items():
         expected = (hidden_size, hidden_size) if kind == "weight" else (hidden_size,)
         if ref.shape != expected:
@@ -215,7 +221,12 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
     source = getattr(source, f"{tower}_config", source)
     for step in row.heads.split("."):
         source = getattr(source, step, None)
-    return index_attention(shapes, row, None if source is None else int(source), where=what)
+    index = index_attention(shapes, row, None if source is None else int(source), where=what)
+    parameters = dict(target.named_parameters())
+    for (_, projection, _), ref in index.tensors.items():
+        if projection != "output":  # which most merges leave alone; the merge itself sees to it
+            check_plain(parameters[ref.name], ref.name, what)
+    return index
 
 
 def _row_of(module: torch.nn.Module, model_type: str | None) -> Architecture | None:

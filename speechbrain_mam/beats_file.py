@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from speechbrain_mam.donor import DonorFolder
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.reading import load_checkpoint
+from speechbrain_mam.reading import load_checkpoint, state_dict, stored_as
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +47,10 @@ class BEATsFile(DonorFolder):
                 "folder with config.json"
             )
         self.config = {"model_type": "speechbrain/beats", "cfg": cfg}
-        self._state: dict[str, torch.Tensor] = state
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        self._state: dict[str, torch.Tensor] = state_dict(state, f"'{path}': its 'model'")
+        stored = {name: stored_as(tensor) for name, tensor in self._state.items()}
+        self.shapes = {name: one.shape for name, one in stored.items()}
+        self.types = {name: one.type for name, one in stored.items()}
         self.files = dict.fromkeys(self.shapes, path)
 
     def weight_files(self) -> list[Path]:

@@ -9,6 +9,8 @@ characters.
 A weight of 8 or 16 bits is an integer matrix beside its scale, one for each row or for all:
 
     W = NAME / NAME_scale
+
+Any other integers, and those with a zero point, are refused.
 """
 
 from __future__ import annotations
@@ -23,12 +25,19 @@ import numpy as np
 
 from speechbrain_mam.donor import DonorFolder
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.stored import check_finite, check_type
 
 if TYPE_CHECKING:
     import torch
 
 _TYPES = ("<f4", "<i1", "<i2", "<i4", "<f2", "bfloat16")
 _VERSIONS = (4, 5, 6)
+
+SCALES = {
+    "int8": lambda shape: ((), (1,), (shape[0],)),
+    "int16": lambda shape: ((), (1,)),
+}
+"""Integers that can be brought back, and the shapes of their scale: one for all, or for each row."""
 
 
 class _Cursor:
@@ -151,7 +160,19 @@ class CTranslate2File(DonorFolder):
         names = {name.replace("/", "."): name for name in variables if not name.endswith("_scale")}
         self._names = {name: stored for name, stored in names.items() if variables[stored].ndim}
         self.shapes = {name: variables[stored].shape for name, stored in self._names.items()}
+        self.types = {name: self._type(stored) for name, stored in self._names.items()}
         self.files = dict.fromkeys(self.shapes, path)
+
+    def _type(self, stored: str) -> str:
+        """What :meth:`read` gives: float32 where the integers have the scale that they need."""
+        values, scale = self._variables[stored], self._variables.get(f"{stored}_scale")
+        kind = values.dtype.name
+        if kind not in SCALES or values.ndim != 2 or scale is None:
+            return kind if kind.startswith("float") else f"{kind} without a scale"
+        fits = scale.dtype.kind == "f" and scale.shape in SCALES[kind](values.shape)
+        # AWQ and its kin have a zero point too, of which the formula above knows nothing
+        known = fits and f"{stored}_zero" not in self._variables
+        return "float32" if known else f"{kind} with a scale of another scheme"
 
     def weight_files(self) -> list[Path]:
         """The file itself."""
@@ -162,11 +183,15 @@ class CTranslate2File(DonorFolder):
         import torch
 
         stored = self._names[name]
+        check_type(self.types[name], stored, f"'{self.path}'")
         values = self._variables[stored]
         if values.dtype.kind == "i":
-            scale = self._variables.get(f"{stored}_scale")
-            if scale is None:
-                raise MAMError(f"'{self.path}': '{stored}' holds integers, but has no scale")
-            wide = scale.astype(np.float32)
-            values = values.astype(np.float32) / (wide[:, None] if wide.ndim else wide)
+            wide = self._variables[f"{stored}_scale"].astype(np.float32)
+            check_finite(wide, f"{stored}_scale", f"'{self.path}'")
+            if not (wide > 0).all():
+                raise MAMError(
+                    f"'{self.path}': '{stored}_scale' has values that are not above 0, by which "
+                    "nothing can be divided: convert the model again"
+                )
+            values = values.astype(np.float32) / (wide[:, None] if wide.size > 1 else wide)
         return torch.from_numpy(values.copy())

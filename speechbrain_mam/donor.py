@@ -7,20 +7,25 @@ its self-attention in float32.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import safe_open
 
 from speechbrain_mam.architectures import Architecture
-from speechbrain_mam.attention import AttentionIndex, architecture, index_attention
+from speechbrain_mam.attention import AttentionIndex, TensorRef, architecture, index_attention
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.naming import check_role, choose_tower
-from speechbrain_mam.reading import load_bin, read_json, shapes_in
-from speechbrain_mam.sources import known_config, resolve_model
+from speechbrain_mam.reading import load_bin, read_json, tensors_in
+from speechbrain_mam.sources import LONELY, known_config, resolve_model
+from speechbrain_mam.stored import check_type, checked
+from speechbrain_mam.weight_files import WeightFiles, lonely_file, weight_files
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 # torch alone is half a gigabyte: `speechbrain-mam`, which works on files, does without it, so it
@@ -28,11 +33,13 @@ if TYPE_CHECKING:
 TensorKey = tuple[int, str, str]
 """``(layer, projection, kind)``, e.g. ``(3, "query", "weight")``."""
 
+logger = logging.getLogger(__name__)
+
 _UNTOLD = object()
 
 
 class TensorSource(Protocol):
-    """Whatever gives a donor's tensors in float32: a file, or a control made of random numbers."""
+    """Whatever gives a donor's tensors in float32 (or float64): a file, or a control."""
 
     def tensor(self, key: TensorKey) -> torch.Tensor:
         """The tensor of ``(layer, projection, kind)``."""
@@ -42,9 +49,10 @@ class TensorSource(Protocol):
 class ModelFolder:
     """The tensors of a Hugging Face model folder, without the model.
 
-    Reads ``model.safetensors``, its sharded form (``model.safetensors.index.json``) or, where
-    there is neither, ``pytorch_model.bin`` with ``torch.load(weights_only=True)``: a pickle that
-    would run code is refused.
+    Reads ``model.safetensors``, where there is none its sharded form
+    (``model.safetensors.index.json``), and where there is neither ``pytorch_model.bin`` with
+    ``torch.load(weights_only=True)``: a pickle that would run code is refused. The order is
+    transformers' own (:mod:`speechbrain_mam.weight_files`).
 
     Arguments
     ---------
@@ -59,13 +67,18 @@ class ModelFolder:
         ``config.json``.
     shapes : dict of str to tuple of int
         Shape of every tensor.
+    types : dict of str to str
+        Type of every tensor's elements, as PyTorch calls it.
     files : dict of str to Path
         File of every tensor.
+    weights : WeightFiles
+        Which files were chosen.
 
     Raises
     ------
     MAMError
-        If a file is missing, cut short or not what its name says.
+        If a file is missing, cut short or not what its name says, or if an index does not fit its
+        shards.
 
     Example
     -------
@@ -75,39 +88,32 @@ class ModelFolder:
     """
 
     def __init__(self, path: Path, file: Path | None = None):
-        self.path, self._file = path, file
+        self.path = path
         self.config: dict[str, Any] = read_json(path / "config.json")
+        self.weights = WeightFiles((file,)) if file else weight_files(path, self.config)
+        if self.weights.note:
+            _say_once(self.weights.note)
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in self.weight_files():
-            for name, shape in shapes_in(file).items():
-                self.files[name], self.shapes[name] = file, shape
+        self.types: dict[str, str] = {}
+        for file in self.weights.files:
+            for name, stored in tensors_in(file).items():
+                if name in self.files:
+                    raise MAMError(
+                        f"'{name}' is in two files of '{path}', '{self.files[name].name}' and "
+                        f"'{file.name}': the shards are of two models; copy the folder again"
+                    )
+                self.files[name], self.shapes[name], self.types[name] = file, *stored
+        for name, file in self.weights.places.items():
+            if self.files.get(name) != file:
+                raise MAMError(
+                    f"'{self.weights.index}' says that '{name}' is in '{file.name}', which does not "
+                    "hold it: index and shards are of two models; copy the folder again"
+                )
 
     def weight_files(self) -> list[Path]:
-        """The files that hold the weights; a shard that an index names must exist."""
-        if self._file is not None:
-            return [self._file]
-        for single, index in (
-            ("model.safetensors", "model.safetensors.index.json"),
-            ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-        ):
-            if (self.path / index).is_file():
-                weight_map = read_json(self.path / index).get("weight_map")
-                if not isinstance(weight_map, dict) or not weight_map:
-                    raise MAMError(f"'{self.path / index}' has no 'weight_map' (tensor → shard)")
-                shards = sorted(set(weight_map.values()))
-                for shard in shards:
-                    if not (self.path / shard).is_file():
-                        raise MAMError(
-                            f"'{self.path / index}' names the shard '{shard}': no such file"
-                        )
-                return [self.path / shard for shard in shards]
-            if (self.path / single).is_file():
-                return [self.path / single]
-        raise MAMError(
-            f"model folder '{self.path}' has no weights: expected model.safetensors, "
-            "model.safetensors.index.json, pytorch_model.bin or pytorch_model.bin.index.json"
-        )
+        """The files that hold the weights."""
+        return list(self.weights.files)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in the precision that it is stored in."""
@@ -116,6 +122,20 @@ class ModelFolder:
             with safe_open(file, framework="pt") as stream:
                 return stream.get_tensor(name)
         return load_bin(file)[name]
+
+    def values(self, ref: TensorRef) -> torch.Tensor:
+        """One tensor, or its rows, as numbers: float32, or float64 where it is stored so.
+
+        Raises
+        ------
+        MAMError
+            If it is of a type that cannot be merged, or not finite.
+        """
+        where = f"'{self.files[ref.name]}'"
+        check_type(self.types[ref.name], ref.name, where)
+        tensor = checked(self.read(ref.name), ref.name, where)
+        rows = tensor if ref.rows is None else tensor[slice(*ref.rows)]
+        return rows if rows.element_size() == 8 else rows.float()
 
     def attention(self) -> AttentionIndex:
         """Where this model's self-attention is."""
@@ -145,7 +165,11 @@ class ModelFolder:
         check_role(row, role, where)
         shapes, tower = choose_tower(self.shapes, row, tower, where)
         repeats = self.number(row.repeats) if row.repeats else None
-        return index_attention(shapes, row, self.number(row.heads, tower), where, repeats)
+        index = index_attention(shapes, row, self.number(row.heads, tower), where, repeats)
+        for (_, projection, _), ref in index.tensors.items():
+            if projection != "output":  # which most merges leave alone; `values` sees to it
+                check_type(self.types[ref.name], ref.name, f"'{self.files[ref.name]}'")
+        return index
 
 
 class DonorFolder(ModelFolder):
@@ -183,11 +207,11 @@ def open_donor(source: str | Path, tower: str | None = None) -> DonorFolder:
         from speechbrain_mam.onnx_file import OnnxFile
 
         folder = OnnxFile(path, known_config(source))
-    elif checkpoint := _lonely(path, "*.pt"):
+    elif checkpoint := lonely_file(path, LONELY[0]):
         from speechbrain_mam.beats_file import BEATsFile
 
         folder = BEATsFile(checkpoint)
-    elif binary := _lonely(path, "model.bin"):
+    elif binary := lonely_file(path, LONELY[1]):
         from speechbrain_mam.ctranslate2_file import CTranslate2File
 
         folder = CTranslate2File(binary)
@@ -201,13 +225,9 @@ def open_donor(source: str | Path, tower: str | None = None) -> DonorFolder:
     return folder
 
 
-def _lonely(path: Path, pattern: str) -> Path | None:
-    """A file that is all there is of a model, or a folder's only file of weights."""
-    if path.is_file():
-        return path if path.match(pattern) else None
-    named = [*path.glob("*.safetensors*"), *path.glob("pytorch_model*")]
-    files = sorted(path.glob(pattern))
-    return files[0] if len(files) == 1 and not named else None
+@lru_cache(maxsize=64)
+def _say_once(note: str) -> None:
+    logger.warning("%s", note)
 
 
 def _split_tower(source: str | Path, tower: str | None) -> tuple[str | Path, str | None]:
@@ -244,10 +264,16 @@ class Donor:
         self.index = self.folder.attention()
 
     def tensor(self, key: TensorKey) -> torch.Tensor:
-        """One weight ``[hidden, hidden]`` or bias ``[hidden]``, widened to float32."""
-        ref = self.index.tensors[key]
-        tensor = self.folder.read(ref.name)
-        return (tensor if ref.rows is None else tensor[slice(*ref.rows)]).float()
+        """One weight ``[hidden, hidden]`` or bias ``[hidden]``, widened to float32.
+
+        What is stored in float64 stays so.
+
+        Raises
+        ------
+        MAMError
+            If it is not stored in floating point, or holds NaN or an infinite value.
+        """
+        return self.folder.values(self.index.tensors[key])
 
     def fingerprint(self, keys: Iterable[TensorKey]) -> str:
         """:func:`fingerprint` of these tensors."""
@@ -261,7 +287,11 @@ def fingerprint(source: TensorSource, keys: Iterable[TensorKey]) -> str:
     """
     digest = hashlib.sha256()
     for key in keys:
-        tensor = source.tensor(key).contiguous()
-        digest.update(repr((key, tuple(tensor.shape))).encode())
-        digest.update(tensor.numpy().tobytes())
+        add_to_fingerprint(digest, key, source.tensor(key).float().contiguous().cpu().numpy())
     return digest.hexdigest()
+
+
+def add_to_fingerprint(digest: Any, key: TensorKey, values: np.ndarray) -> None:
+    """One tensor's part of :func:`fingerprint`, of float32 values in the tensor's shape."""
+    digest.update(repr((key, tuple(values.shape))).encode())
+    digest.update(values.astype("<f4", copy=False).tobytes())

@@ -35,8 +35,9 @@ class HeadsTakenApart(DonorFolder):
     """
 
     def __init__(self, folder: DonorFolder):
-        self.path, self.config, self._file = folder.path, folder.config, folder._file
+        self.path, self.config, self.weights = folder.path, folder.config, folder.weights
         self.shapes, self.files = dict(folder.shapes), dict(folder.files)
+        self.types = dict(folder.types)
         self._parts: dict[str, tuple[str, int, int]] = {}
         row = self.row()
         names, heads = Names(row), self.number(row.heads)
@@ -45,7 +46,7 @@ class HeadsTakenApart(DonorFolder):
             if found is None or not found.interleaved:
                 continue
             count = len(found.projections)
-            if not heads or shape[0] % (heads * count):
+            if not heads or not shape or shape[0] % (heads * count):
                 raise MAMError(
                     f"'{self.path}': '{name}' has shape {list(shape)}, which '{row.heads}' "
                     f"({heads}) does not divide into {', '.join(found.projections)} of each head"
@@ -56,8 +57,8 @@ class HeadsTakenApart(DonorFolder):
                 self._parts[part] = (name, j, count)
                 self.shapes[part] = (shape[0] // count, *shape[1:])
                 # whoever opens files by themselves finds none of tensors here, and calls `read`
-                self.files[part] = self.path
-            del self.shapes[name], self.files[name]
+                self.files[part], self.types[part] = self.path, self.types[name]
+            del self.shapes[name], self.files[name], self.types[name]
         self._folder, self._heads = folder, heads or 0
 
     def read(self, name: str) -> torch.Tensor:

@@ -19,6 +19,7 @@ from speechbrain_mam.donor_mix import DonorMix
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.methods import method_named
 from speechbrain_mam.plan import MergePlan, PlanEntry
+from speechbrain_mam.stored import checked, checked_result
 
 
 def linear(
@@ -141,6 +142,8 @@ def _prepared(
 ) -> Iterator[tuple[PlanEntry, torch.Tensor]]:
     for _, group in itertools.groupby(plan.entries, key=lambda entry: entry.layer):
         entries = {(entry.projection, entry.kind): entry for entry in group}
+        for entry in entries.values():
+            checked(own_part(entry, read_target(entry.target)), entry.target, "the target")
         theirs = {
             # cropped, where the donor is wider
             name: donor.tensor(entry.donor_key)[tuple(slice(size) for size in entry.shape)]
@@ -160,7 +163,7 @@ def _prepared(
                     ours_now = own_part(entry, read_target(entry.target))
                     factor = norm_ratio(ours_now, theirs[name], entry.donor)
                 theirs[name] = theirs[name] * factor
-            yield entry, theirs[name]
+            yield entry, checked(theirs[name], entry.donor, "the donor")
 
 
 class Merge:
@@ -178,7 +181,8 @@ class Merge:
     Raises
     ------
     MAMError
-        If a tensor of the plan is not a parameter of ``target``, or has another shape, or if the
+        If a tensor of the plan is not a parameter of ``target``, or has another shape, if one of
+        either model is not floating point or not finite, if the merged one would not be, or if the
         donor's is all zeros under ``match_norm``. Nothing is changed then.
 
     Example
@@ -212,7 +216,8 @@ class Merge:
             for entry, theirs in donor_tensors(plan, donor, lambda name: parameters[name].detach()):
                 ours = own_part(entry, parameters[entry.target].detach())  # the same memory
                 self._originals.append((ours, ours.clone()))
-                ours.copy_(linear(ours, theirs.to(ours.device), entry.lam, plan.method))
+                mixed = linear(ours, theirs.to(ours.device), entry.lam, plan.method)
+                ours.copy_(checked_result(mixed, entry.target))
         except BaseException:
             self.undo()
             raise

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.sources import EMBEDDED_MODELS, WHEELS, resolve_model
+from speechbrain_mam.sources import WHEELS, look_here
 
 
 def find_offline(name: str, files: tuple[str, ...] = (".safetensors", ".onnx")) -> Path | None:
@@ -33,24 +28,9 @@ def find_offline(name: str, files: tuple[str, ...] = (".safetensors", ".onnx")) 
     >>> find_offline("speechbrain_mam/hubert-mini").name, find_offline("no/such-model")
     ('hubert_mini', None)
     """
-    if not (Path(name).expanduser().exists() or name in EMBEDDED_MODELS or _in_cache(name)):
-        wheel = WHEELS.get(name)
-        if wheel is None:
-            return None
-        try:
-            metadata.distribution(wheel.distribution)
-        except metadata.PackageNotFoundError:
-            return None
     try:
-        return resolve_model(name, files)
+        return look_here(name, files)[0]
     except MAMError:
         if name in WHEELS:
             raise
         return None
-
-
-def _in_cache(name: str) -> bool:
-    with suppress(LocalEntryNotFoundError, FileNotFoundError, HFValidationError):
-        snapshot_download(name, local_files_only=True)
-        return True
-    return False

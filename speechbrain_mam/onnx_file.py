@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from speechbrain_mam.donor import DonorFolder
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.reading import read_json
+from speechbrain_mam.reading import read_json, state_of
+from speechbrain_mam.stored import check_type
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class OnnxFile(DonorFolder):
     def __init__(self, path: Path, config: dict[str, Any] | None = None):
         self.path = path
         self.config = config or read_json(path.parent / "config.json")
-        self._tensors = _linear_layers(path)
+        self._tensors, self.types = _linear_layers(path, state_of(path))
         self.shapes = {name: tuple(reversed(tensor.dims)) for name, tensor in self._tensors.items()}
         self.files = dict.fromkeys(self.shapes, path)
 
@@ -63,16 +64,22 @@ class OnnxFile(DonorFolder):
         import torch
         from onnx import numpy_helper
 
+        check_type(self.types[name], name, f"'{self.path}'")
         try:  # external data lie beside the file; onnx refuses paths that lead out of its folder
             values = numpy_helper.to_array(self._tensors[name], base_dir=str(self.path.parent))
         except Exception as error:
             raise MAMError(f"'{self.path}': '{name}' cannot be read: {error}") from error
+        if values.dtype.name == "bfloat16":  # which PyTorch does not take from NumPy; exact
+            values = values.astype("<f4")
         return torch.from_numpy(values.T.copy())
 
 
 @lru_cache(maxsize=1)
-def _linear_layers(path: Path) -> dict[str, Any]:
-    """The initialisers of linear layers, by the names of their modules; nothing is copied."""
+def _linear_layers(path: Path, state: tuple[int, int]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The initialisers of linear layers by the names of their modules, and their types.
+
+    Nothing is copied.
+    """
     try:
         import onnx
     except ImportError as error:
@@ -93,4 +100,7 @@ def _linear_layers(path: Path) -> dict[str, Any]:
         for name in node.input[1:] if kind == "weight" else node.input:
             if name in stored and len(stored[name].dims) == axes:
                 found[f"{module.strip('/').replace('/', '.')}.{kind}"] = stored[name]
-    return found
+    names = onnx.TensorProto.DataType
+    types = {name: names.Name(tensor.data_type).lower() for name, tensor in found.items()}
+    spelled = {"double": "float64", "float": "float32"}
+    return found, {name: spelled.get(kind, kind) for name, kind in types.items()}

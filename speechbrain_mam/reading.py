@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.sources import sha256_of
+from speechbrain_mam.stored import SHORT_NAMES, type_name
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +39,15 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor in a ``.safetensors`` file or a PyTorch state dict.
+class Stored(NamedTuple):
+    """Shape and type of a tensor in a file."""
+
+    shape: tuple[int, ...]
+    type: str
+
+
+def tensors_in(file: Path) -> dict[str, Stored]:
+    """Shape and type of every tensor in a ``.safetensors`` file or a PyTorch state dict.
 
     Raises
     ------
@@ -48,27 +55,89 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
         If the file is cut short or holds something else.
     """
     if file.suffix != ".safetensors":
-        return {name: tuple(tensor.shape) for name, tensor in load_bin(file).items()}
+        return {name: stored_as(tensor) for name, tensor in load_bin(file).items()}
     try:
         with safe_open(file, framework="np") as stream:
-            return {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+            slices = ((name, stream.get_slice(name)) for name in stream.keys())  # noqa: SIM118
+            return {
+                name: Stored(
+                    tuple(one.get_shape()), SHORT_NAMES.get(one.get_dtype(), one.get_dtype())
+                )
+                for name, one in slices
+            }
     except SafetensorError as error:
-        raise MAMError(f"'{file}' is not a whole safetensors file: {error}") from error
+        raise MAMError(
+            f"'{file}' is not a whole safetensors file ({error}): copy or download it again"
+        ) from error
+
+
+def stored_as(tensor: torch.Tensor) -> Stored:
+    """Shape and type of a tensor.
+
+    Example
+    -------
+    >>> import torch
+    >>> stored_as(torch.zeros(2, 3))
+    Stored(shape=(2, 3), type='float32')
+    """
+    return Stored(tuple(tensor.shape), type_name(tensor))
+
+
+def state_of(file: Path) -> tuple[int, int]:
+    """What tells that a file was written anew: it goes into a cache's key with its path."""
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+def load_bin(file: Path) -> dict[str, torch.Tensor]:
+    """A PyTorch state dict; see :func:`load_checkpoint`."""
+    return _load_bin(file, state_of(file))
 
 
 @lru_cache(maxsize=1)  # every tensor of a .bin comes with the whole file; mmap keeps it on disk
-def load_bin(file: Path) -> dict[str, torch.Tensor]:
-    """A PyTorch state dict; see :func:`load_checkpoint`."""
-    import torch
-
-    state = load_checkpoint(
+def _load_bin(file: Path, state: tuple[int, int]) -> dict[str, torch.Tensor]:
+    found = load_checkpoint(
         file,
         "load the model with transformers and call save_pretrained(folder), which writes "
         "safetensors",
     )
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise MAMError(f"'{file}' does not hold a state dict (name → tensor)")
-    return state
+    return state_dict(found, f"'{file}'")
+
+
+def state_dict(found: Any, where: str) -> dict[str, torch.Tensor]:
+    """What was found, if it is a state dict of plain tensors.
+
+    Raises
+    ------
+    MAMError
+        If it is something else; ``where`` begins the message.
+    """
+    import torch
+
+    if not isinstance(found, dict):
+        raise MAMError(f"{where} is no state dict (name → tensor), but a {type(found).__name__}")
+    for name, value in found.items():
+        if not isinstance(name, str) or not torch.is_tensor(value):
+            raise MAMError(
+                f"{where} is no state dict (name → tensor): {name!r} is a {type(value).__name__}"
+            )
+        if value.layout is not torch.strided:
+            raise MAMError(f"{where}: '{name}' is stored as {value.layout}, expected a dense tensor")
+    return found
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    return _sha256_of(file, state_of(file))
+
+
+@lru_cache(maxsize=8)
+def _sha256_of(file: Path, state: tuple[int, int]) -> str:
+    digest = sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def files_sha256(files: Sequence[Path]) -> str:

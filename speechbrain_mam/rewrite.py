@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from speechbrain_mam.donor import ModelFolder
+from speechbrain_mam.attention import TensorRef
+from speechbrain_mam.donor import ModelFolder, add_to_fingerprint
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.folders import carry_along
 from speechbrain_mam.methods import method_named
 from speechbrain_mam.plan import MergePlan, PlanEntry
+from speechbrain_mam.stored import SHORT_NAMES, check_finite, check_type, checked_result
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -45,23 +47,34 @@ class TensorFile:
         A whole safetensors file, as :class:`~speechbrain_mam.donor.ModelFolder` has checked it.
     mode : str
         ``"rb"``, or ``"r+b"`` to overwrite.
+    copy_of : Path, optional
+        The file that messages name, where this one is a copy that nobody knows of.
     """
 
-    def __init__(self, path: Path, mode: str = "rb"):
-        self.path = path
+    def __init__(self, path: Path, mode: str = "rb", copy_of: Path | None = None):
+        self.path = copy_of or path
         self._stream = path.open(mode)
         (length,) = struct.unpack("<Q", self._stream.read(8))
         self._header: dict[str, Any] = json.loads(self._stream.read(length))
         self._data_start = 8 + length
 
     def read(self, name: str) -> Array:
-        """The values of one tensor, flat: float64 where that is stored, float32 otherwise."""
+        """The values of one tensor, flat: float64 where that is stored, float32 otherwise.
+
+        Raises
+        ------
+        MAMError
+            If they are of a type that cannot be merged, or not finite.
+        """
+        dtype = self._dtype(name)
         start, end = self._header[name]["data_offsets"]
         self._stream.seek(self._data_start + start)
-        raw = np.frombuffer(self._stream.read(end - start), NUMPY_TYPES[self._dtype(name)])
-        if self._dtype(name) == "BF16":  # the upper half of a float32
-            return (raw.astype("<u4") << 16).view("<f4")
-        return raw if raw.dtype == np.float64 else raw.astype("<f4", copy=False)
+        raw = np.frombuffer(self._stream.read(end - start), NUMPY_TYPES[dtype])
+        # bfloat16 is the upper half of a float32
+        wide = (raw.astype("<u4") << 16).view("<f4") if dtype == "BF16" else raw
+        values: Array = wide if dtype == "F64" else wide.astype("<f4", copy=False)
+        check_finite(values, name, f"'{self.path}'")
+        return values
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape that the header gives one tensor."""
@@ -72,12 +85,9 @@ class TensorFile:
         dtype = self._dtype(name)
         wide = values.astype("<f4" if dtype == "BF16" else NUMPY_TYPES[dtype])
         raw = _round_to_bfloat16(wide) if dtype == "BF16" else wide
-        finite = (raw & 0x7F80) != 0x7F80 if dtype == "BF16" else np.isfinite(raw)
-        if not finite.all():
-            raise MAMError(
-                f"'{name}' would hold values that are not finite in {dtype}: the target, or the "
-                "donor's tensor that is mixed into it, is damaged or out of range"
-            )
+        # what is rounded to bfloat16 is widened again, to be looked at
+        cast = (raw.astype("<u4") << 16).view("<f4") if dtype == "BF16" else raw
+        checked_result(cast, name, SHORT_NAMES[dtype])
         self._stream.seek(self._data_start + self._header[name]["data_offsets"][0])
         self._stream.write(raw.tobytes())
 
@@ -93,11 +103,7 @@ class TensorFile:
 
     def _dtype(self, name: str) -> str:
         dtype: str = self._header[name]["dtype"]
-        if dtype not in NUMPY_TYPES:
-            raise MAMError(
-                f"'{self.path.name}': '{name}' is stored as {dtype}; only {', '.join(NUMPY_TYPES)} "
-                "can be merged"
-            )
+        check_type(dtype, name, f"'{self.path}'")
         return dtype
 
 
@@ -130,9 +136,24 @@ def mix(target: Array, donor: Array, lam: float) -> Array:
     if lam in (0, 1):
         return target if lam == 1 else donor
     share = target.dtype.type(lam)
-    base, factor = (donor, share) if lam < 0.5 else (target, share - target.dtype.type(1))
+    base, factor = (donor, share) if share < 0.5 else (target, share - target.dtype.type(1))
     step = np.float64(factor) * (target - donor).astype(np.float64)
-    return (base.astype(np.float64) + step).astype(target.dtype)
+    wide = base.astype(np.float64)
+    mixed = wide + step
+    if target.dtype == np.float32:
+        _round_ties(mixed, wide, step)
+    return mixed.astype(target.dtype)
+
+
+def _round_ties(mixed: Array, base: Array, step: Array) -> None:
+    """Move sums that float64 rounded to the middle between two float32 back to their side of it."""
+    ties = np.flatnonzero((mixed.view("<u8") & 0x1FFFFFFF) == 0x10000000)
+    if not ties.size:
+        return
+    a, b, found = base[ties], step[ties], mixed[ties]
+    part = found - a
+    error = (a - (found - part)) + (b - part)  # exact: Knuth's two-sum
+    mixed[ties] = np.where(error == 0, found, np.nextafter(found, np.copysign(np.inf, error)))
 
 
 def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out: Path) -> None:
@@ -159,7 +180,7 @@ def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out:
     """
     carry_along(target.path, out, set(target.files.values()))
     files = _copy_weights(target, out)
-    content = json.loads(plan.to_json()) | {"donor_sha256": _rewrite(plan, files, donor)}
+    content = json.loads(plan.to_json()) | {"donor_sha256": _rewrite(plan, files, target, donor)}
     text = json.dumps(content, indent=2, ensure_ascii=False)
     (out / "mam_plan.json").write_text(text + "\n", encoding="utf-8")
 
@@ -170,13 +191,12 @@ def _copy_weights(target: ModelFolder, out: Path) -> dict[str, Path]:
     if sources[0].suffix != ".safetensors":
         _save_as_safetensors(target, out / "model.safetensors")
         return dict.fromkeys(target.files, out / "model.safetensors")
+    if target.weights.index is not None:  # one that was not followed is of other weights
+        sources.append(target.weights.index)
     for source in sources:
         if source.parent != target.path:
             raise MAMError(f"'{target.path}': the shard '{source}' lies outside of the folder")
         shutil.copyfile(source, out / source.name)
-    index = "model.safetensors.index.json"
-    if (target.path / index).is_file():
-        shutil.copyfile(target.path / index, out / index)
     return {name: out / file.name for name, file in target.files.items()}
 
 
@@ -193,14 +213,19 @@ def _save_as_safetensors(target: ModelFolder, file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _rewrite(plan: MergePlan, files: Mapping[str, Path], donor: ModelFolder) -> str:
+def _rewrite(
+    plan: MergePlan, files: Mapping[str, Path], target: ModelFolder, donor: ModelFolder
+) -> str:
     """Overwrite the plan's tensors in ``files``; the donor's fingerprint."""
     with ExitStack() as stack:
         # TensorFile.write finds what is not finite and names it; NumPy would only warn
         stack.enter_context(np.errstate(over="ignore", invalid="ignore"))
         touched = sorted({files[entry.target] for entry in plan.entries})
-        ours = {file: stack.enter_context(TensorFile(file, "r+b")) for file in touched}
-        if not _is_plain(plan):
+        read_from = {files[name]: file for name, file in target.files.items()}
+        ours = {f: stack.enter_context(TensorFile(f, "r+b", read_from[f])) for f in touched}
+        # float64's multiply-add is rounded once in PyTorch, and twice in NumPy
+        wide = any(target.types[entry.target] == "float64" for entry in plan.entries)
+        if wide or not _is_plain(plan):
             from speechbrain_mam.rewrite_any import rewrite_any
 
             return rewrite_any(plan, {name: ours.get(file) for name, file in files.items()}, donor)
@@ -210,21 +235,20 @@ def _rewrite(plan: MergePlan, files: Mapping[str, Path], donor: ModelFolder) -> 
         theirs = {file: stack.enter_context(TensorFile(file)) for file in sorted(read)}
         for entry in plan.entries:
             file = ours[files[entry.target]]
-            target = file.read(entry.target)
+            ours_now = file.read(entry.target)
             source = theirs.get(donor.files[entry.donor])
-            values = source.read(entry.donor) if source else _read_bin(donor, entry.donor)
+            values = source.read(entry.donor) if source else _read_other(donor, entry.donor)
             if entry.donor_rows is not None:  # of a flat tensor
                 row = entry.shape[-1] if entry.kind == "weight" else 1
                 values = values[entry.donor_rows[0] * row : entry.donor_rows[1] * row]
-            digest.update(repr((entry.donor_key, entry.shape)).encode())
-            digest.update(values.astype("<f4", copy=False).tobytes())
+            add_to_fingerprint(digest, entry.donor_key, values.reshape(entry.shape))
             if plan.donor_scale == "match_norm":
                 if entry.kind == "weight":
-                    factors[entry.layer, entry.projection] = _norm_ratio(target, values, entry)
+                    factors[entry.layer, entry.projection] = _norm_ratio(ours_now, values, entry)
                 # a bias is scaled with its weight, so that x ↦ W·x + b is scaled as a whole
                 values = values * values.dtype.type(factors[entry.layer, entry.projection])
             if entry.lam != 1:
-                file.write(entry.target, mix(target, values, entry.lam))
+                file.write(entry.target, mix(ours_now, values, entry.lam))
     return digest.hexdigest()
 
 
@@ -238,9 +262,8 @@ def _is_plain(plan: MergePlan) -> bool:
     return whole and same and method_named(plan.method).is_linear
 
 
-def _read_bin(donor: ModelFolder, name: str) -> Array:
-    tensor = donor.read(name).flatten()
-    values: Array = (tensor.double() if tensor.element_size() == 8 else tensor.float()).numpy()
+def _read_other(donor: ModelFolder, name: str) -> Array:
+    values: Array = donor.values(TensorRef(name, donor.shapes[name])).numpy().reshape(-1)
     return values
 
 

