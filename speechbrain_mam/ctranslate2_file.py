@@ -37,7 +37,7 @@ SCALES = {
     "int8": lambda shape: ((), (1,), (shape[0],)),
     "int16": lambda shape: ((), (1,)),
 }
-"""Integers that can be brought back, and the shapes of their scale: one for all, or for each row."""
+"""Integers that can be brought back, and the shapes of their scale: one for all, or one a row."""
 
 
 class _Cursor:

@@ -145,10 +145,11 @@ def _prepared(
         for entry in entries.values():
             checked(own_part(entry, read_target(entry.target)), entry.target, "the target")
         theirs = {
-            # cropped, where the donor is wider
-            name: donor.tensor(entry.donor_key)[tuple(slice(size) for size in entry.shape)]
+            name: checked(donor.tensor(entry.donor_key), entry.donor, "the donor")
             for name, entry in entries.items()
         }
+        # cropped, where the donor is wider
+        theirs = {n: theirs[n][tuple(slice(s) for s in e.shape)] for n, e in entries.items()}
         if plan.align != "none":
             from speechbrain_mam.alignment import align_layer  # SciPy takes its time to load
 
@@ -163,7 +164,8 @@ def _prepared(
                     ours_now = own_part(entry, read_target(entry.target))
                     factor = norm_ratio(ours_now, theirs[name], entry.donor)
                 theirs[name] = theirs[name] * factor
-            yield entry, checked(theirs[name], entry.donor, "the donor")
+                checked_result(theirs[name], entry.donor)
+            yield entry, theirs[name]
 
 
 class Merge:

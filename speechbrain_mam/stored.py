@@ -64,15 +64,15 @@ def check_type(kind: str, name: str, where: str) -> None:
     Traceback (most recent call last):
     ...
     speechbrain_mam.errors.MAMError: 'model.safetensors': 'encoder.query.weight' is stored as \
-int8, expected floating point (float64, float32, float16 or bfloat16): take the model's unquantised \
-weights, or load it, dequantise it and save it in one of these types
+int8, expected floating point (float64, float32, float16 or bfloat16): take the model's \
+unquantised weights, or load it, dequantise it and save it in one of these types
     """
     kind = SHORT_NAMES.get(kind, kind)
     if kind not in FLOATING:
         raise MAMError(
             f"{where}: '{name}' is stored as {kind}, expected floating point "
-            f"({', '.join(FLOATING[:-1])} or {FLOATING[-1]}): take the model's unquantised weights, "
-            "or load it, dequantise it and save it in one of these types"
+            f"({', '.join(FLOATING[:-1])} or {FLOATING[-1]}): take the model's unquantised "
+            "weights, or load it, dequantise it and save it in one of these types"
         )
 
 
@@ -136,7 +136,7 @@ def check_finite(values: Any, name: str, where: str) -> None:
     total = math.prod(values.shape)
     count = total - int((values - values == 0).sum())
     raise MAMError(
-        f"{where}: {count} of the {total} values of '{name}' are NaN or infinite, expected numbers: "
+        f"{where}: {count} of {total} values of '{name}' are NaN or infinite, expected numbers: "
         "the file is damaged or its training went wrong; take another checkpoint of this model"
     )
 
@@ -155,8 +155,8 @@ def checked(values: Values, name: str, where: str) -> Values:
     >>> checked(torch.tensor([1.0, float("nan")]), "encoder.query.bias", "'model.bin'")
     Traceback (most recent call last):
     ...
-    speechbrain_mam.errors.MAMError: 'model.bin': 1 of the 2 values of 'encoder.query.bias' are NaN \
-or infinite, expected numbers: the file is damaged or its training went wrong; take another \
+    speechbrain_mam.errors.MAMError: 'model.bin': 1 of 2 values of 'encoder.query.bias' are NaN or \
+infinite, expected numbers: the file is damaged or its training went wrong; take another \
 checkpoint of this model
     """
     check_plain(values, name, where)

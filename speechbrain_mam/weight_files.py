@@ -78,7 +78,9 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> WeightFiles:
     """
     named = config.get("transformers_weights")
     if named is not None:
-        if not isinstance(named, str) or not named.endswith((".safetensors", f".safetensors{INDEX}")):
+        if not isinstance(named, str) or not named.endswith(
+            (".safetensors", f".safetensors{INDEX}")
+        ):
             raise MAMError(
                 f"'{folder / 'config.json'}': 'transformers_weights' is {named!r}, expected the "
                 "name of a .safetensors file or of its index"

@@ -15,6 +15,7 @@ from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.fbank import FilterBanks
 from speechbrain_mam.reading import load_checkpoint
 from speechbrain_mam.sources import EMBEDDED_MODELS, resolve_model
+from speechbrain_mam.stored import check_type, type_name
 
 MEL_BINS = 128
 CFG_KEYS: dict[str, type] = {
@@ -105,6 +106,8 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise MAMError(f"'{file}': the cfg's '{key}' is {found}, expected {number}")
     if not all(torch.is_tensor(tensor) for tensor in content["model"].values()):
         raise MAMError(f"'{file}': its 'model' is no state dict (name → tensor)")
+    for name, tensor in content["model"].items():
+        check_type(type_name(tensor), name, f"'{file}'")  # PyTorch would load integers as numbers
     return cfg, content["model"]
 
 

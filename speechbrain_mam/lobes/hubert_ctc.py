@@ -128,6 +128,7 @@ class HubertCTC(nn.Module):
         super().__init__()
         one_of("trainable", trainable, TRAINABLE)
         folder = resolve_model(source)
+        ModelFolder(folder).check_weights()
         overrides = {"layerdrop": layerdrop, "apply_spec_augment": False}
         if dropout is not None:
             names = ("hidden_dropout", "attention_dropout", "activation_dropout", "final_dropout")
