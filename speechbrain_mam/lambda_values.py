@@ -13,7 +13,25 @@ from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plan import MergePlan
 
 
-def start_values(plan: MergePlan, granularity: str, constraint: str) -> list[nn.Parameter]:
+def start_values(
+    plan: MergePlan, granularity: str, constraint: str, dtype: torch.dtype = torch.float32
+) -> list[nn.Parameter]:
+    """λ at the values of a plan, a parameter for the model or for each layer.
+
+    Arguments
+    ---------
+    plan : MergePlan
+        Whose λ are the start.
+    granularity, constraint : str
+        See :class:`~speechbrain_mam.learnable.LearnableMAM`.
+    dtype : torch.dtype
+        λ's precision, float32 or wider.
+
+    Raises
+    ------
+    MAMError
+        If the plan's λ are finer than the granularity, or have no logit where one is learned.
+    """
     groups: dict[Any, list[float]] = defaultdict(list)
     for layer in plan.layers:
         group = "model" if granularity == "model" else layer
@@ -27,7 +45,7 @@ def start_values(plan: MergePlan, granularity: str, constraint: str) -> list[nn.
                     f"{sorted(set(values))}, but 'granularity: {granularity}' has one λ there"
                 )
             values = values[:1] * (plan.target_heads if granularity == "head" else 1)
-        lam = torch.tensor(values)
+        lam = torch.tensor(values, dtype=dtype)
         if constraint == "sigmoid":
             if not all(0 < value < 1 for value in values):
                 raise MAMError(
@@ -43,7 +61,8 @@ def with_shares(lam: nn.Parameter, shares: Sequence[float], constraint: str) -> 
     """λ of the target and of each donor: ``(1 + donors,)``, on the simplex, or their logits."""
     start = lam.detach()
     target = float(torch.sigmoid(start) if constraint == "sigmoid" else start)
-    vector = torch.tensor([target, *((1 - target) * share for share in shares)])
+    values = [target, *((1 - target) * share for share in shares)]
+    vector = torch.tensor(values, dtype=start.dtype)
     if constraint == "sigmoid":
         if not bool((vector > 0).all()):
             raise MAMError(

@@ -11,18 +11,20 @@ Source: Sundar et al., arXiv 2312.14378, section "Learnable-MAM".
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from speechbrain_mam.choices import one_of
 from speechbrain_mam.donor import TensorSource
 from speechbrain_mam.donor_mix import DonorMix
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lambda_values import nearest_on_simplex, start_values, with_shares
-from speechbrain_mam.merged_linear import MergedModule
-from speechbrain_mam.merged_other import MergedRows, copy_module
+from speechbrain_mam.merged_module import MergedModule
+from speechbrain_mam.once_a_forward import keep_merged_within
 from speechbrain_mam.plan import MergePlan
 from speechbrain_mam.sites import build_sites, check_donors
 
@@ -45,7 +47,9 @@ class LearnableMAM:
     donor : TensorSource
         Where the donor's tensors are read.
     granularity : str
-        One λ per ``model``, ``layer``, ``projection`` (of a layer) or ``head`` (of a layer).
+        One λ per ``model``, ``layer``, ``projection`` (of a layer) or ``head`` (of a layer). A
+        head's are its rows of the query, key and value projections, with their biases, and its
+        columns of the output projection, whose bias is no head's own: it has the mean of their λ.
     constraint : str
         ``project`` clamps λ to [0, 1] after each step (:meth:`project_`), ``sigmoid`` learns the
         logit of λ, ``none`` leaves λ free. Of several donors λ is a vector, the target's share and
@@ -85,42 +89,61 @@ class LearnableMAM:
             raise MAMError(f"{type(target).__name__} carries a Learnable-MAM already")
         self.plan, self.granularity, self.constraint = plan, granularity, constraint
         self.donors = donor.names if isinstance(donor, DonorMix) else ()
-        self.lams = start_values(plan, granularity, constraint)
+        names = {entry.target for entry in plan.entries}
+        dtypes = [p.dtype for name, p in target.named_parameters() if name in names]
+        dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
+        lams = start_values(plan, granularity, constraint, dtype)
         if isinstance(donor, DonorMix):
             check_donors(plan, granularity, len(donor.parts))
-            self.lams = [with_shares(lam, donor.shares, constraint) for lam in self.lams]
-        self._sites = build_sites(target, plan, donor, self.lams, granularity, constraint)
+            lams = [with_shares(lam, donor.shares, constraint) for lam in lams]
+        self._sites = build_sites(target, plan, donor, lams, granularity, constraint)
+        # Each λ is found again by a module that holds it: a move may replace the parameter.
+        holders = {id(site.merged.lam): site.merged for site in self._sites}
+        self._holders = [holders[id(lam)] for lam in lams]
+        self._hooks: list[RemovableHandle] = []
         self.insert()
+
+    @property
+    def lams(self) -> list[nn.Parameter]:
+        """The learned λ (logits under ``sigmoid``), one of the model or of each layer."""
+        return [holder.lam for holder in self._holders]
 
     def insert(self) -> None:
         """Put the merged projections (back) in."""
         for site in self._sites:
+            site.follow()
             site.put(site.merged)
+        self._unhook()
+        readers = {id(site.reader): site.reader for site in self._sites if site.reads_weight}
+        self._hooks = keep_merged_within(readers.values())
 
     def remove(self) -> None:
         """Take them out: the target's own projections, with their own current weights, are back."""
+        self._unhook()
         for site in self._sites:
+            site.follow()
             site.put(site.plain)
 
     @torch.no_grad()
     def fold(self) -> None:
         """Replace every merged module by a plain one that holds the merged tensors.
 
-        :meth:`insert` undoes it: λ and the target's weights are kept.
+        They have the bits that a zero-shot merge with this λ gives. :meth:`insert` undoes it: λ and
+        the target's weights are kept.
         """
+        self._unhook()
         for site in self._sites:
-            plain, merged = site.plain, site.merged
-            names = merged.names if isinstance(merged, MergedRows) else ("weight", "bias")
-            folded = copy_module(plain)
-            for part, tensor in zip(names, merged.merged(), strict=True):
-                if tensor is not None:
-                    trained = plain.get_parameter(part).requires_grad
-                    folded._parameters[part] = nn.Parameter(tensor.clone(), requires_grad=trained)
-            site.put(folded)
+            site.follow()
+            site.put(site.folded())
+
+    def _unhook(self) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
 
     def parameters(self) -> list[nn.Parameter]:
         """The learned λ (logits under ``sigmoid``)."""
-        return list(self.lams)
+        return self.lams
 
     @torch.no_grad()
     def project_(self) -> None:

@@ -6,11 +6,14 @@ W = λ · W_target + (1 − λ) · W_donor,      ∂L/∂λ = Σ ⟨∂L/∂W, W
 from __future__ import annotations
 
 import threading
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from speechbrain_mam.merged_module import MergedModule as MergedModule
+from speechbrain_mam.merged_module import fold, mean, merged_attribute, mix, wide
+from speechbrain_mam.methods import METHODS, MergeMethod
 
 
 class _Buffers(threading.local):
@@ -23,14 +26,18 @@ class _Buffers(threading.local):
         """A tensor of ``like``'s shape to write to, or None: allocate one.
 
         On a CPU, a fresh weight-sized tensor costs page faults and leaves the cache, which is most
-        of what a merge takes. A GPU's caching allocator has neither problem, and a compiler plans
-        by itself.
+        of what a merge takes. A GPU's caching allocator has neither problem, and a compiler or a
+        tracer plans by itself.
         """
-        if like.device.type != "cpu" or torch.compiler.is_compiling():
+        if like.device.type != "cpu" or type(like) not in (Tensor, nn.Parameter):
+            return None
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
         buffer = self.kept.get((use, like.dtype))
         if buffer is None or buffer.shape != like.shape:
-            buffer = self.kept[use, like.dtype] = torch.empty_like(like, requires_grad=False)
+            with torch.inference_mode(False):  # made there, no other mode could write to it
+                buffer = torch.empty_like(like, requires_grad=False)
+            self.kept[use, like.dtype] = buffer
         return buffer
 
 
@@ -41,20 +48,23 @@ class _MergedLinearFunction(torch.autograd.Function):
     """``x @ lerp(W_donor, W_target, λ).T + lerp(b_donor, b_target, λ)``.
 
     The merged weight is recomputed in backward instead of being kept: what is saved are ``x``, as
-    for a plain linear layer, and parameters that exist anyway.
+    for a plain linear layer, and parameters that exist anyway. λ is one number, or one for each row
+    of the weight, or for each column, and then the bias has a λ of its own.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, donor_weight, donor_bias, lam):
+    def forward(ctx, x, weight, bias, donor_weight, donor_bias, lam, lam_bias):
         device = x.device.type
         ctx.autocast = {
             "device_type": device,
             "enabled": torch.is_autocast_enabled(device),
             "dtype": torch.get_autocast_dtype(device),
         }
-        ctx.save_for_backward(x, weight, bias, donor_weight, donor_bias, lam)
-        merged = torch.lerp(donor_weight, weight, _column(lam), out=_BUFFERS.get(weight, "merged"))
-        projected = F.linear(x, merged, _merge_bias(bias, donor_bias, lam))
+        ctx.save_for_backward(x, weight, bias, donor_weight, donor_bias, lam, lam_bias)
+        spread = lam if lam_bias is not None else _column(lam)
+        merged = _merge(weight, donor_weight, spread, _BUFFERS.get(donor_weight, "merged"))
+        lam_bias = lam if lam_bias is None else lam_bias
+        projected = F.linear(x, merged, _merge_bias(bias, donor_bias, lam_bias))
         # Of three axes it is a view, which autograd lets nobody change in place; BEATs scales its
         # queries so. The same memory under another name is no view.
         return torch.ops.aten._unsafe_view(projected, projected.shape)
@@ -62,19 +72,23 @@ class _MergedLinearFunction(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, weight, bias, donor_weight, donor_bias, lam = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _, _, needs_lam = ctx.needs_input_grad
-        grad_x = grad_weight = grad_bias = grad_lam = None
+        x, weight, bias, donor_weight, donor_bias, lam, lam_bias = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _, _, needs_lam, _ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = grad_lam = grad_lam_bias = None
+        in_columns = lam_bias is not None
+        spread, lam_bias = (lam, lam_bias) if in_columns else (_column(lam), lam)
         # Attention hands back a transposed gradient: one copy to rows serves every product, while
         # `grad @ weight` on it would become a batched one.
         flat, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         # W_target − W_donor serves twice: in the merged weight and in ∂L/∂λ.
-        difference = torch.sub(weight, donor_weight, out=_BUFFERS.get(weight, "difference"))
+        own, buffer = weight.to(donor_weight.dtype), _BUFFERS.get(donor_weight, "merged")
+        difference = torch.sub(own, donor_weight, out=_BUFFERS.get(own, "difference"))
         with torch.autocast(**ctx.autocast):
             if needs_x:
-                merged = torch.addcmul(
-                    donor_weight, difference, _column(lam), out=_BUFFERS.get(weight, "merged")
-                )
+                if weight.dtype == donor_weight.dtype:
+                    merged = torch.addcmul(donor_weight, difference, spread, out=buffer)
+                else:  # cast as in forward, to the bit
+                    merged = _merge(weight, donor_weight, spread, buffer)
                 grad_x = (flat @ merged).view(x.shape)
             if needs_weight or needs_lam:
                 grad_weight = flat.t() @ rows
@@ -83,13 +97,16 @@ class _MergedLinearFunction(torch.autograd.Function):
         if bias is not None and (needs_bias or needs_lam):
             grad_bias = flat.sum(0).to(bias.dtype)
         if needs_lam:
-            grad_lam = _inner(grad_weight, difference, lam)
+            grad_lam = _inner(grad_weight, difference, lam, in_columns)
             if donor_bias is not None:
-                grad_lam = grad_lam + _inner(grad_bias, bias - donor_bias, lam)
+                difference = bias.to(donor_bias.dtype) - donor_bias
+                grad_lam_bias = _inner(grad_bias, difference, lam_bias, in_columns)
+                if not in_columns:
+                    grad_lam, grad_lam_bias = grad_lam + grad_lam_bias, None
         if needs_weight:
-            grad_weight = grad_weight.mul_(_column(lam))
+            grad_weight = grad_weight.mul_(spread)
         if needs_bias and donor_bias is not None:
-            grad_bias = grad_bias.mul_(lam)
+            grad_bias = grad_bias.mul_(lam_bias)
         return (
             grad_x,
             grad_weight if needs_weight else None,
@@ -97,86 +114,37 @@ class _MergedLinearFunction(torch.autograd.Function):
             None,
             None,
             grad_lam,
+            grad_lam_bias,
         )
 
 
+def _merge(own: Tensor, donor: Tensor, lam: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.lerp(donor, own.to(donor.dtype), lam, out=out).to(own.dtype)
+
+
 def _merge_bias(bias: Tensor | None, donor_bias: Tensor | None, lam: Tensor) -> Tensor | None:
-    return bias if bias is None or donor_bias is None else torch.lerp(donor_bias, bias, lam)
+    return bias if bias is None or donor_bias is None else _merge(bias, donor_bias, lam)
 
 
 def _column(lam: Tensor) -> Tensor:
     return lam if lam.numel() == 1 else lam.unsqueeze(1)
 
 
-def _inner(grad: Tensor, difference: Tensor, lam: Tensor) -> Tensor:
-    """⟨grad, difference⟩, over everything or for each row where λ has one value a row."""
+def _inner(grad: Tensor, difference: Tensor, lam: Tensor, in_columns: bool) -> Tensor:
+    """⟨grad, difference⟩ over everything, or for each row or column that has a λ of its own."""
+    grad = grad.to(difference.dtype)
     if lam.numel() == 1:
         return torch.dot(grad.reshape(-1), difference.reshape(-1)).reshape(lam.shape)
-    return (grad * difference).reshape(lam.numel(), -1).sum(1)
-
-
-class MergedModule(nn.Module):
-    """λ, and the donor's tensors, in a module whose projections are mixed at every forward pass.
-
-    It keeps the parameters of the module that it replaces under their names, so a checkpoint of the
-    plain model loads. λ is shared by the projections of a layer: each holds the same ``Parameter``,
-    one of them writes it into the state dict. The donor's tensors are in no checkpoint, unless they
-    are trained.
-    """
-
-    lam: nn.Parameter
-    donor_weight: Tensor
-    donor_bias: Tensor | None
-
-    def _hold(
-        self,
-        lam: nn.Parameter,
-        donor_weight: Tensor,
-        donor_bias: Tensor | None,
-        sigmoid: bool,
-        owns_lam: bool,
-        trains_donor: bool = False,
-    ) -> None:
-        self.register_parameter("lam", lam)
-        for name, tensor in (("donor_weight", donor_weight), ("donor_bias", donor_bias)):
-            if trains_donor and tensor is not None:
-                self.register_parameter(name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor, persistent=False)
-        self.sigmoid, self.owns_lam, self.trains_donor = sigmoid, owns_lam, trains_donor
-
-    def lams(self) -> Tensor:
-        """The module's λ, whatever they are learned as."""
-        return torch.sigmoid(self.lam) if self.sigmoid else self.lam
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self.owns_lam:
-            del destination[prefix + "lam"]
-
-    def _load_from_state_dict(self, state_dict, prefix, meta, strict, missing, unexpected, errors):
-        # λ is copied in place (it is shared). It and a trained donor may be missing: a plain model
-        # has none.
-        ours = ["lam", *(n for n in ("donor_weight", "donor_bias") if n in self._parameters)]
-        kept = {name: self._parameters.pop(name) for name in ours}
-        saved = {name: state_dict.pop(prefix + name, None) for name in ours}
-        super()._load_from_state_dict(state_dict, prefix, meta, strict, missing, unexpected, errors)
-        for name, parameter in kept.items():
-            self.register_parameter(name, parameter)
-            if parameter is None or (value := saved[name]) is None:
-                continue
-            if value.shape != parameter.shape:
-                found, expected = list(value.shape), list(parameter.shape)
-                errors.append(f"{prefix}{name}: shape {found}, expected {expected}")
-            else:
-                with torch.no_grad():
-                    parameter.copy_(value)
+    product = grad * difference
+    return product.sum(0) if in_columns else product.reshape(lam.numel(), -1).sum(1)
 
 
 class MergedLinear(MergedModule, nn.Linear):
     """A linear projection that is mixed with a donor's at every forward pass.
 
     y = x · (λ·W + (1 − λ)·W_donor)ᵀ + λ·b + (1 − λ)·b_donor
+
+    It is computed in float32 (float64 where the target is) and cast once to the target's precision.
 
     Arguments
     ---------
@@ -194,6 +162,11 @@ class MergedLinear(MergedModule, nn.Linear):
         Whether λ = sigmoid(lam).
     owns_lam : bool
         Whether this layer writes λ into the state dict.
+    trains_donor : bool
+        Whether the donor's tensors are parameters.
+    heads_in_columns : bool
+        Of ``(heads,)``: query, key and value give a head some rows, the output projection reads it
+        with some columns. Its bias belongs to no head, and has the mean of their λ.
 
     Example
     -------
@@ -203,6 +176,8 @@ class MergedLinear(MergedModule, nn.Linear):
     >>> torch.allclose(merged(x), x @ (0.5 * plain.weight).t() + plain.bias)
     True
     """
+
+    method: MergeMethod = METHODS["linear"]
 
     def __init__(
         self,
@@ -214,38 +189,62 @@ class MergedLinear(MergedModule, nn.Linear):
         sigmoid: bool = False,
         owns_lam: bool = True,
         trains_donor: bool = False,
+        heads_in_columns: bool = False,
     ):
         nn.Module.__init__(self)  # not nn.Linear's: it would allocate a weight to throw away
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # Not by attribute: a subclass has properties of these names.
         self._parameters |= {"weight": linear.weight, "bias": linear.bias}  # type: ignore[dict-item]
-        bias = None if donor_bias is None else donor_bias.to(linear.bias)
-        weight = donor_weight.to(linear.weight)
+        device, dtype = linear.weight.device, wide(linear.weight.dtype)
+        weight = donor_weight.to(device, dtype)
+        bias = None if donor_bias is None else donor_bias.to(device, dtype)
         self._hold(lam, weight, bias, sigmoid, owns_lam, trains_donor)
-        self.index = index
+        self.index, self.heads_in_columns = index, heads_in_columns
         self.train(linear.training)
 
     def share(self) -> Tensor:
-        """λ of this projection: ``(1,)``, or ``(out,)`` with one value for each row."""
+        """λ of this projection: ``(1,)``, or one value for each row (column) of the weight."""
         lam = self.lams()
         if self.index is not None:
             lam = lam[self.index : self.index + 1]
         elif lam.numel() > 1:
-            lam = lam.repeat_interleave(self.out_features // lam.numel())
+            size = self.in_features if self.heads_in_columns else self.out_features
+            lam = lam.repeat_interleave(size // lam.numel())
         return lam.to(self.donor_weight.dtype)
+
+    def share_of_bias(self) -> Tensor | None:
+        """λ of the bias ``(1,)`` where it is not the weight's: see ``heads_in_columns``."""
+        lam = self.lams()
+        if not self.heads_in_columns or lam.numel() == 1 or self.index is not None:
+            return None
+        return mean(lam).to(self.donor_weight.dtype)
+
+    def _merged_by(self, how) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.own("weight"), self.own("bias")
+        lam, lam_bias = self.share(), self.share_of_bias()
+        spread = _column(lam) if lam_bias is None else lam
+        merged = how(weight, self.donor_weight, spread, self.method)
+        if bias is None or self.donor_bias is None:
+            return merged, bias
+        return merged, how(
+            bias, self.donor_bias, lam if lam_bias is None else lam_bias, self.method
+        )
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """The merged weight and bias, differentiable."""
-        parameters = self._parameters
-        lam = self.share()
-        weight = torch.lerp(self.donor_weight, cast("Tensor", parameters["weight"]), _column(lam))
-        return weight, _merge_bias(parameters["bias"], self.donor_bias, lam)
+        return self._merged_by(mix)
+
+    @torch.no_grad()
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """The merged weight and bias as :class:`~speechbrain_mam.merge.Merge` would write them."""
+        return self._merged_by(fold)
 
     def forward(self, input: Tensor) -> Tensor:
         """Project ``[..., in]`` to ``[..., out]`` with the merged weight."""
-        return _MergedLinearFunction.apply(
-            input, self.weight, self.bias, self.donor_weight, self.donor_bias, self.share()
-        )
+        if torch._C._are_functorch_transforms_active():  # torch.func has rules of its own
+            return F.linear(input, *self.merged())
+        weights = (self.weight, self.bias, self.donor_weight, self.donor_bias)
+        return _MergedLinearFunction.apply(input, *weights, self.share(), self.share_of_bias())
 
 
 class MergedLinearByWeight(MergedLinear):
@@ -254,16 +253,9 @@ class MergedLinearByWeight(MergedLinear):
     Here both attributes are the merged tensors; parameters and state dict are the target's.
     """
 
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The merged weight ``[out, in]``."""
-        return self.merged()[0]
-
-    @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
-        """The merged bias ``[out]``."""
-        return self.merged()[1]
+    weight = merged_attribute(0, "The merged weight ``[out, in]``.")
+    bias = merged_attribute(1, "The merged bias ``[out]``.")
 
     def forward(self, input: Tensor) -> Tensor:
         """Project ``[..., in]`` to ``[..., out]`` with the merged weight."""
-        return F.linear(input, *self.merged())
+        return F.linear(input, self.weight, self.bias)

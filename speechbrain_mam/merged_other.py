@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechbrain_mam.merged_linear import MergedLinearByWeight, MergedModule
+from speechbrain_mam.merged_module import fold, merged_attribute, mix, wide, without_autocast
 from speechbrain_mam.methods import MergeMethod
 
 
@@ -39,16 +40,6 @@ class MethodLinear(MergedLinearByWeight):
         super().__init__(linear, *arguments, **options)
         self.method = method
 
-    def merged(self) -> tuple[Tensor, Tensor | None]:
-        """The merged weight and bias, differentiable."""
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
-        lam, merge = self.share(), self.method.function
-        column = lam if lam.numel() == 1 else lam.unsqueeze(1)
-        merged = merge(cast("Tensor", weight), self.donor_weight, column)
-        if bias is None or self.donor_bias is None:
-            return merged, bias
-        return merged, merge(bias, self.donor_bias, lam)
-
 
 class ManyDonorsLinear(MethodLinear):
     """W = λ_0 · W_target + Σ_k λ_k · W_k with λ on the simplex: λ_k ≥ 0 and Σ λ = 1.
@@ -62,17 +53,46 @@ class ManyDonorsLinear(MethodLinear):
         return self.lam.softmax(0) if self.sigmoid else self.lam
 
     def share(self) -> Tensor:
-        """λ_0 … λ_K in the donors' precision."""
+        """λ_0 … λ_K in the precision of the merge."""
         return self.lams().to(self.donor_weight.dtype)
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """The merged weight and bias, differentiable."""
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        weight, bias = self.own("weight"), self.own("bias")
         lam = self.share()
-        merged = lam[0] * cast("Tensor", weight) + torch.tensordot(lam[1:], self.donor_weight, 1)
+        merged = _sum_up(weight, self.donor_weight, lam)
         if bias is None or self.donor_bias is None:
             return merged, bias
-        return merged, lam[0] * bias + torch.tensordot(lam[1:], self.donor_bias, 1)
+        return merged, _sum_up(bias, self.donor_bias, lam)
+
+    @torch.no_grad()
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """The merged weight and bias; the target's bits where no donor has a share."""
+        lam = self.share()
+        if lam[0] == 1 and not lam[1:].any():
+            return self.own("weight"), self.own("bias")
+        return self.merged()
+
+
+def _sum_up(own: Tensor, donors: Tensor, lam: Tensor) -> Tensor:
+    with without_autocast(own.device):
+        merged = lam[0] * own.to(donors.dtype) + torch.tensordot(lam[1:], donors, 1)
+    return merged.to(own.dtype)
+
+
+class Piece(NamedTuple):
+    """A projection in a tensor of several: its rows, its λ, whether its bias is merged."""
+
+    rows: slice
+    lams: slice
+    with_bias: bool
+
+    def share(self, lams: Tensor) -> Tensor:
+        """λ of the piece, ``(1,)`` or one for each row."""
+        lam = lams[self.lams]
+        if lam.numel() == 1:
+            return lam
+        return lam.repeat_interleave((self.rows.stop - self.rows.start) // lam.numel())
 
 
 class MergedRows(MergedModule):
@@ -84,37 +104,37 @@ class MergedRows(MergedModule):
     """
 
     names: tuple[str, str]
-    pieces: tuple[tuple[slice, Tensor, bool], ...]
+    pieces: tuple[Piece, ...]
     method: MergeMethod
+
+    def _merged_by(self, how) -> tuple[Tensor, Tensor | None]:
+        weight, bias = (self.own(name) for name in self.names)
+        lams = self.lams().to(self.donor_weight.dtype)
+        merged_weight = weight.clone()
+        merged_bias = None if bias is None else bias.clone()
+        for piece in self.pieces:
+            rows, lam = piece.rows, piece.share(lams)
+            column = lam if lam.numel() == 1 else lam.unsqueeze(1)
+            merged_weight[rows] = how(weight[rows], self.donor_weight[rows], column, self.method)
+            if piece.with_bias:
+                assert bias is not None and merged_bias is not None and self.donor_bias is not None
+                merged_bias[rows] = how(bias[rows], self.donor_bias[rows], lam, self.method)
+        return merged_weight, merged_bias
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """The merged tensors, whole, differentiable."""
-        weight, bias = (self._parameters[name] for name in self.names)
-        lams, merge = self.lams().to(self.donor_weight.dtype), self.method.function
-        merged_weight = cast("Tensor", weight).clone()
-        merged_bias = None if bias is None else bias.clone()
-        for rows, places, with_bias in self.pieces:
-            lam = lams[places]
-            column = lam if lam.numel() == 1 else lam.unsqueeze(1)
-            merged_weight[rows] = merge(
-                cast("Tensor", weight)[rows], self.donor_weight[rows], column
-            )
-            if with_bias:
-                assert bias is not None and merged_bias is not None and self.donor_bias is not None
-                merged_bias[rows] = merge(bias[rows], self.donor_bias[rows], lam)
-        return merged_weight, merged_bias
+        return self._merged_by(mix)
+
+    @torch.no_grad()
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """The merged tensors as :class:`~speechbrain_mam.merge.Merge` would write them."""
+        return self._merged_by(fold)
 
 
 class _MergedRowsLinear(MergedRows, nn.Linear):
     names = ("weight", "bias")
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        return self.merged()[0]
-
-    @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
-        return self.merged()[1]
+    weight = merged_attribute(0, "The merged weight ``[out, in]``.")
+    bias = merged_attribute(1, "The merged bias ``[out]``.")
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, *self.merged())
@@ -122,27 +142,32 @@ class _MergedRowsLinear(MergedRows, nn.Linear):
 
 class _MergedRowsAttention(MergedRows):
     names = ("in_proj_weight", "in_proj_bias")
+    plain: type
+    in_proj_weight = merged_attribute(0, "The merged weight ``[out, in]``.")
+    in_proj_bias = merged_attribute(1, "The merged bias ``[out]``.")
 
-    @property
-    def in_proj_weight(self) -> Tensor:
-        return self.merged()[0]
-
-    @property
-    def in_proj_bias(self) -> Tensor | None:
-        return self.merged()[1]
+    def __reduce_ex__(self, protocol):
+        # The class is made on the fly: pickle and copy are to make it again.
+        return _new_attention, (self.plain,), self.__dict__
 
 
 @cache
 def _attention_class(plain: Hashable) -> type:
     """``plain`` with merged tensors; by its own name, so that it is found by it."""
     assert isinstance(plain, type)
-    return type(plain.__name__, (_MergedRowsAttention, plain), {"__module__": plain.__module__})
+    content = {"__module__": plain.__module__, "plain": plain}
+    return type(plain.__name__, (_MergedRowsAttention, plain), content)
+
+
+def _new_attention(plain: type) -> nn.Module:
+    kind = _attention_class(cast("Hashable", plain))
+    return cast("nn.Module", object.__new__(kind))
 
 
 def merge_rows(
     module: nn.Module,
     names: tuple[str, str],
-    pieces: Sequence[tuple[slice, Tensor, bool]],
+    pieces: Sequence[Piece],
     donor_weight: Tensor,
     donor_bias: Tensor | None,
     lam: nn.Parameter,
@@ -158,9 +183,8 @@ def merge_rows(
         An ``nn.Linear``, or an ``nn.MultiheadAttention``; it is left as it is.
     names : tuple of str
         What its weight ``[out, in]`` and bias ``[out]`` are called.
-    pieces : sequence
-        For each projection its rows, which λ they have (``(1,)``, or one for each row), and whether
-        its bias is merged.
+    pieces : sequence of Piece
+        The projections that are merged.
     donor_weight, donor_bias
         The donor's, of the full shape; rows outside of the pieces are not read.
     """
@@ -170,7 +194,9 @@ def merge_rows(
     twin.__class__ = _MergedRowsLinear if linear else _attention_class(plain)
     merged = cast("MergedRows", twin)
     merged.pieces, merged.method = tuple(pieces), method
-    merged._hold(lam, donor_weight, donor_bias, sigmoid, owns_lam, method.trains_donor)
+    dtype = wide(merged.own(names[0]).dtype)
+    donor_bias = None if donor_bias is None else donor_bias.to(dtype)
+    merged._hold(lam, donor_weight.to(dtype), donor_bias, sigmoid, owns_lam, method.trains_donor)
     return merged
 
 

@@ -16,7 +16,15 @@ from speechbrain_mam.donor_mix import DonorMix
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merge import donor_parts, donor_tensors
 from speechbrain_mam.merged_linear import MergedLinear, MergedLinearByWeight
-from speechbrain_mam.merged_other import ManyDonorsLinear, MergedRows, MethodLinear, merge_rows
+from speechbrain_mam.merged_module import wide
+from speechbrain_mam.merged_other import (
+    ManyDonorsLinear,
+    MergedRows,
+    MethodLinear,
+    Piece,
+    copy_module,
+    merge_rows,
+)
 from speechbrain_mam.methods import method_named
 from speechbrain_mam.plan import MergePlan, PlanEntry
 
@@ -25,19 +33,59 @@ Found = Sequence[tuple[PlanEntry, Tensor]]
 
 
 class Site(NamedTuple):
-    """Where a merged module goes: to ``path`` in ``target``, in the place of ``plain``."""
+    """Where a merged module goes: to ``path`` in ``target``, in the place of ``plain``.
+
+    Both hold the target's own parameters. ``reads_weight``: it is read, and not called.
+    """
 
     target: nn.Module
     path: str
     plain: nn.Module
     merged: MergedLinear | MergedRows
+    reads_weight: bool = False
+
+    @property
+    def present(self) -> nn.Module:
+        """What is there now."""
+        return self.target.get_submodule(self.path)
+
+    @property
+    def reader(self) -> nn.Module:
+        """The module whose forward pass reads the merged tensors, where they are read."""
+        if isinstance(self.present, nn.MultiheadAttention):
+            return self.present
+        return self.target.get_submodule(self.path.rpartition(".")[0])
 
     def put(self, module: nn.Module) -> None:
         """Put a module there. Sites that hold other sites come first: their parts are new then."""
         parent, _, name = self.path.rpartition(".")
         # A multi-head attention has a dropout of its own, so the mode matters.
-        module.train(self.target.get_submodule(self.path).training)
+        module.train(self.present.training)
         setattr(self.target.get_submodule(parent), name, module)
+
+    def follow(self) -> None:
+        """What is not in the model learns what happened to what is.
+
+        A load may have assigned parameters, a move replaced them; and a move or a cast of the model
+        has not reached the modules outside of it, and the donor's tensors with them.
+        """
+        present, names = self.present, list(self.plain._parameters)
+        if present is self.plain:
+            self.merged._parameters.update({n: self.plain._parameters[n] for n in names})
+        like = next(present.parameters(recurse=False), None)
+        if present is not self.merged and like is not None:
+            self.merged.to(like.device, like.dtype)
+        self.plain._parameters.update({n: self.merged._parameters[n] for n in names})
+
+    def folded(self) -> nn.Module:
+        """A plain module that holds the merged tensors."""
+        merged, folded = self.merged, copy_module(self.plain)
+        names = merged.names if isinstance(merged, MergedRows) else ("weight", "bias")
+        for name, tensor in zip(names, merged.folded(), strict=True):
+            if tensor is not None:
+                trained = merged.own(name).requires_grad
+                folded._parameters[name] = nn.Parameter(tensor.clone(), requires_grad=trained)
+        return folded
 
 
 def build_sites(
@@ -84,7 +132,8 @@ def build_sites(
             merged = _merged_linear(plan, plain, found, lam, granularity, reads_weight, options)
         else:
             merged = _merged_rows(plan, plain, found, lam, granularity, options)
-        sites.append(Site(target, path, plain, merged))
+        is_read = reads_weight or type(plain) is not nn.Linear
+        sites.append(Site(target, path, plain, merged, is_read))
     return sorted(sites, key=lambda site: site.path.count("."))
 
 
@@ -124,6 +173,8 @@ def _merged_linear(
             f"'{entry.target.rpartition('.')[0]}' is a {type(plain).__name__}, expected a plain "
             "torch.nn.Linear: add adapters to other modules"
         )
+    if granularity == "head" and entry.projection == "output":
+        options = options | {"heads_in_columns": True}
     theirs = {entry.kind: tensor for entry, tensor in found}
     index = plan.projections.index(entry.projection) if granularity == "projection" else None
     arguments = (plain, theirs["weight"], theirs.get("bias"), lam, index)
@@ -159,11 +210,11 @@ def _merged_rows(
     for entry, tensor in found:
         like = plain._parameters[names[entry.kind]]
         assert like is not None
-        whole.setdefault(entry.kind, torch.zeros_like(like, requires_grad=False))
-        whole[entry.kind][_rows(entry)] = tensor.to(like)
+        zeros = torch.zeros_like(like, dtype=wide(like.dtype), requires_grad=False)
+        whole.setdefault(entry.kind, zeros)[_rows(entry)] = tensor.to(zeros)
     biases = {entry.projection for entry, _ in found if entry.kind == "bias"}
     pieces = [
-        (_rows(entry), _places(plan, entry, lam, granularity), entry.projection in biases)
+        Piece(_rows(entry), _lams(plan, entry, granularity), entry.projection in biases)
         for entry, _ in found
         if entry.kind == "weight"
     ]
@@ -184,10 +235,9 @@ def _rows(entry: PlanEntry) -> slice:
     return slice(*cast("tuple[int, int]", entry.target_rows))
 
 
-def _places(plan: MergePlan, entry: PlanEntry, lam: nn.Parameter, granularity: str) -> Tensor:
-    """Which λ an entry's rows have: one for all of them, or one for each."""
+def _lams(plan: MergePlan, entry: PlanEntry, granularity: str) -> slice:
+    """Which of a layer's λ an entry has."""
     if granularity == "projection":
-        return torch.tensor([plan.projections.index(entry.projection)])
-    if granularity == "head":
-        return torch.arange(lam.numel()).repeat_interleave(entry.shape[0] // lam.numel())
-    return torch.tensor([0])
+        index = plan.projections.index(entry.projection)
+        return slice(index, index + 1)
+    return slice(None)

@@ -149,7 +149,7 @@ class HubertCTC(nn.Module):
             self.model.config.vocab_size = len(tokens)
         self._set_trainable(trainable, freeze_feature_extractor)
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def files_sha256(self) -> str:
         """SHA-256 of the weights that it was made of: of their file, or of its shards' together."""
