@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,18 +27,6 @@ MIN_DURATION_S = 0.1
 DONE = "prepared.json"
 """Written last: what the manifests beside it were made from."""
 
-_SPELLED_OUT = {
-    "&": " and ",
-    "’": "'",
-    "‘": "'",
-    "`": "'",
-    "ß": "ss",
-    "æ": "ae",
-    "œ": "oe",
-    "ø": "o",
-}
-
-
 @dataclass(frozen=True)
 class Utterance:
     """One recording with its words. ``wav`` is the path below the data folder."""
@@ -51,9 +38,12 @@ class Utterance:
 
 
 def normalize_text(text: str, alphabet: CTCAlphabet, where: str) -> str:
-    """Text in the alphabet of a CTC head: accents and punctuation removed, one space between words.
+    """Text in the alphabet of a CTC head, one space between words.
 
-    Numbers and abbreviations are the corpus's business: a digit that is left is an error.
+    It is the one way from a transcript to a label, for preparations, sweeps, probes and error
+    rates: see :meth:`~speechbrain_mam.lobes.alphabet.CTCAlphabet.spell`. Done twice, it changes
+    nothing more. Numbers and abbreviations are the corpus's business: a digit that is left is an
+    error.
 
     Raises
     ------
@@ -67,18 +57,7 @@ def normalize_text(text: str, alphabet: CTCAlphabet, where: str) -> str:
     >>> normalize_text('“Él  didn’t,” she said -- twice.', alphabet, "utterance X")
     "EL DIDN'T SHE SAID TWICE"
     """
-    for char, spelled in _SPELLED_OUT.items():
-        text = text.replace(char, spelled)
-    kept = []
-    for char in unicodedata.normalize("NFKD", text):
-        if unicodedata.combining(char):
-            continue
-        if char == "'":
-            kept.append(char if char in alphabet.letters else "")
-        else:
-            kept.append(" " if unicodedata.category(char)[0] in "PZSC" else char)
-    # An apostrophe on its own was a quotation mark.
-    words = " ".join(word for word in "".join(kept).split() if word.strip("'"))
+    words = alphabet.spell(text)
     if not words:
         raise MAMError(f"{where}: the transcript {text!r} is empty after normalisation")
     if unknown := alphabet.unknown(words):
@@ -86,7 +65,7 @@ def normalize_text(text: str, alphabet: CTCAlphabet, where: str) -> str:
             f"{where}: the transcript {text!r} has {sorted(unknown)}, which the model's alphabet "
             "lacks; write it in words (or set new_alphabet)"
         )
-    return alphabet.case(words)
+    return words
 
 
 def check_audio(file: Path, where: str, shortest_s: float = MIN_DURATION_S) -> tuple[float, int]:

@@ -6,8 +6,6 @@ Source: Hsu et al., "HuBERT", arXiv 2106.07447; the model is transformers'.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,73 +15,11 @@ from transformers import AutoFeatureExtractor, AutoModelForCTC
 from speechbrain_mam.choices import one_of
 from speechbrain_mam.donor import ModelFolder
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.lobes.alphabet import CTCAlphabet
 from speechbrain_mam.reading import files_sha256
 from speechbrain_mam.sources import resolve_model
 
 TRAINABLE = ("all", "head", "none")
-
-
-@dataclass(frozen=True)
-class CTCAlphabet:
-    """The labels of a CTC head: single characters, a word delimiter, a blank.
-
-    Arguments
-    ---------
-    ids : dict of str to int
-        As in ``vocab.json``: ``{"<pad>": 0, …, "|": 4, "E": 5, …}``.
-    blank : str
-        The CTC blank.
-    delimiter : str
-        Stands for the space between words.
-
-    Example
-    -------
-    >>> alphabet = CTCAlphabet({"<pad>": 0, "|": 1, "A": 2, "B": 3})
-    >>> alphabet.encode("ab a"), alphabet.decode([2, 3, 1, 2])
-    ([2, 3, 1, 2], 'AB A')
-    >>> alphabet.unknown("Abc")
-    {'C'}
-    """
-
-    ids: dict[str, int]
-    blank: str = "<pad>"
-    delimiter: str = "|"
-
-    def __post_init__(self):
-        for token in (self.blank, self.delimiter):
-            if token not in self.ids:
-                raise MAMError(f"the vocabulary has no token '{token}': {sorted(self.ids)[:8]}…")
-
-    @property
-    def blank_index(self) -> int:
-        """Index of the blank."""
-        return self.ids[self.blank]
-
-    @property
-    def letters(self) -> set[str]:
-        """Every character that can be written, the delimiter aside."""
-        return {token for token in self.ids if len(token) == 1 and token != self.delimiter}
-
-    def case(self, text: str) -> str:
-        """``text`` in the alphabet's own case."""
-        letters = "".join(self.letters)
-        if letters.upper() == letters:
-            return text.upper()
-        return text.lower() if letters.lower() == letters else text
-
-    def unknown(self, text: str) -> set[str]:
-        """The characters of ``text`` that cannot be written."""
-        return set(self.case(text)) - self.letters - {" "}
-
-    def encode(self, text: str) -> list[int]:
-        """Label indices of a normalised text."""
-        return [self.ids[self.delimiter if char == " " else char] for char in self.case(text)]
-
-    def decode(self, indices: Sequence[int]) -> str:
-        """The text of label indices (repeats and blanks removed already)."""
-        tokens = {index: token for token, index in self.ids.items()}
-        chars = [tokens[i] for i in indices if len(tokens[i]) == 1]
-        return " ".join("".join(chars).replace(self.delimiter, " ").split())
 
 
 class HubertCTC(nn.Module):
