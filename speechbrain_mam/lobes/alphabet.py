@@ -80,7 +80,7 @@ class CTCAlphabet:
 
     @cached_property
     def letters(self) -> set[str]:
-        """Everything that can be written, the delimiter aside: characters, some with their marks."""
+        """All that can be written, the delimiter aside: characters, some with their marks."""
         return set(self._labels)
 
     def text_of(self, token: str) -> str:
@@ -236,7 +236,7 @@ class CTCAlphabet:
         if unit == "&":
             return unit if self.unknown("and") else f" {self.case('and')} "
         pieces = spelled_out(unit) or apart(unit)
-        if pieces != unit:
+        if pieces != unit and not set(pieces) <= APOSTROPHES:  # a double prime is a quotation mark
             return "".join(map(self._spelled, pieces))
         return " " if parts_words(unit) else found
 
