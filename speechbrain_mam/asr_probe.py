@@ -17,6 +17,7 @@ from speechbrain_mam.asr_data import check_recordings, speech_dataset
 from speechbrain_mam.attention import find_attention
 from speechbrain_mam.donor import Donor
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.finite import check_outputs
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.plan import make_plan
 from speechbrain_mam.probe import Probe, probe
@@ -62,6 +63,7 @@ def probe_manifest(
         blank = encoder.alphabet.blank_index
         for batch in tqdm(loader, desc="probe", disable=not progress, leave=False):
             log_probs, lens = encoder(*batch.sig)
+            check_outputs(log_probs, batch.id, lens)
             tokens, token_lens = batch.tokens
             loss = sb.nnet.losses.ctc_loss(log_probs, tokens, lens, token_lens, blank_index=blank)
             yield loss, len(batch)
