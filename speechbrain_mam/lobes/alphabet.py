@@ -16,9 +16,7 @@ from speechbrain_mam.lobes.spelling import (
     apart,
     composed,
     is_invisible,
-    is_mark,
     parts_words,
-    single,
     spelled_out,
 )
 
@@ -72,7 +70,8 @@ class CTCAlphabet:
         silent = {self.blank, self.delimiter, *self.special}
         for token, index in self.ids.items():
             letter = composed(token)
-            whole = len(letter) == 1 or all(map(is_mark, letter[1:]))
+            # Digraphs are labels of their own: transformers' tokenizer takes the longest first
+            whole = len(letter) == 1 or all(unicodedata.category(c)[0] in "LM" for c in letter)
             known = letter in found and letter != token
             if token not in silent and token.strip() and whole and not known:
                 found[letter] = index
@@ -156,7 +155,7 @@ class CTCAlphabet:
     def _clusters(self) -> re.Pattern[str]:
         """Letters of several characters first, the longest first, then any single one."""
         several = sorted((x for x in self.letters if len(x) > 1), key=len, reverse=True)
-        cases = {case for x in several for case in (x, x.lower(), x.upper())}
+        cases = {case for x in several for case in (x, x.lower(), x.upper(), x.capitalize())}
         ordered = sorted(cases, key=len, reverse=True)
         return re.compile("|".join([*map(re.escape, ordered), "."]), flags=re.DOTALL)
 
@@ -186,10 +185,8 @@ class CTCAlphabet:
             return {"upper": {"i": "İ", "ı": "I"}, "lower": {"I": "ı", "İ": "i"}}.get(
                 change, {}
             ).get(char, char)
-        if len(char) > 1:
-            changed = char[0].upper() if change == "upper" else char[0].lower()
-            return changed + char[1:] if len(changed) == 1 else None
-        return single(char.upper() if change == "upper" else char.lower())
+        changed = char.upper() if change == "upper" else char.lower()
+        return changed if len(changed) == len(char) else None
 
     def _variants(self, unit: str) -> Iterator[str]:
         """A letter as it may stand in the alphabet, the likeliest first."""
@@ -202,7 +199,8 @@ class CTCAlphabet:
                 yield changed
         if unit in CAPITAL:
             yield CAPITAL[unit]
-        if folded := single(unit.casefold()):
+        folded = unit.casefold()
+        if len(folded) == len(unit):
             yield folded
             yield folded.upper()
 

@@ -48,11 +48,6 @@ def is_invisible(char: str) -> bool:
     return unicodedata.category(char) == "Cf" or _INVISIBLE.match(char) is not None
 
 
-def is_mark(char: str) -> bool:
-    """Whether a character stands on the one before it: an accent, a vowel sign."""
-    return unicodedata.category(char)[0] == "M" and not is_invisible(char)
-
-
 def parts_words(char: str) -> bool:
     """Whether a character is a space between words: white space, punctuation, symbols, controls."""
     return unicodedata.category(char)[0] in "PZSC" and char != BROKEN
@@ -94,8 +89,3 @@ def composed(text: str) -> str:
     """
     text = _HALF_WIDTH.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
     return unicodedata.normalize("NFC", text)
-
-
-def single(text: str) -> str | None:
-    """``text`` if it is one character: a change of case may make two of one."""
-    return text if len(text) == 1 else None
