@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any, TextIO
 
 import speechbrain as sb
+import torch
+from speechbrain.utils.logger import get_logger
+from torch import Tensor
 
+from speechbrain_mam.finite import check_loss, check_outputs
 from speechbrain_mam.task import TaskBrain
+
+logger = get_logger(__name__)
 
 KEYS = [
     *("seed", "method", "output_folder", "save_folder", "data_folder", "test_untouched"),
@@ -25,6 +31,10 @@ class ASR(TaskBrain):
     """
 
     metric, units, stats_file = "WER", "utterances", "wer"
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.long: set[str] = set()
 
     def compute_forward(self, batch, stage):
         """Log-probabilities ``[B, frames, labels]`` and relative lengths ``[B]``."""
@@ -46,6 +56,9 @@ class ASR(TaskBrain):
             log_probs, tokens, lens, token_lens, blank_index=self.alphabet.blank_index
         )
         if stage != sb.Stage.TRAIN:
+            check_outputs(log_probs, batch.id, lens)
+            check_loss(loss, batch.id)
+            self._say_of_long_labels(batch, lens * log_probs.shape[1])
             best = sb.decoders.ctc_greedy_decode(log_probs, lens, self.alphabet.blank_index)
             texts = [self.alphabet.decode(indices) for indices in best]
             self.wer_metric.append(
@@ -56,6 +69,22 @@ class ASR(TaskBrain):
                     batch.id, [list(t) for t in texts], [list(w) for w in batch.wrd]
                 )
         return loss
+
+    def _say_of_long_labels(self, batch, frames: Tensor) -> None:
+        """Name, once each, the utterances whose label no path of frames can spell.
+
+        Their loss is infinite, and SpeechBrain's ``ctc_loss`` counts it as 0.
+        """
+        tokens, token_lens = batch.tokens
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        valid = places < (token_lens * tokens.shape[1]).round()[:, None]
+        repeats = (tokens[:, 1:] == tokens[:, :-1]) & valid[:, 1:]  # a blank must part them
+        long = (valid.sum(1) + repeats.sum(1) > frames.round()).tolist()
+        names = {n for n, too_long in zip(batch.id, long, strict=True) if too_long} - self.long
+        self.long |= names
+        if names:
+            what = "with more labels than frames, counted with a loss of 0 (is the text another's?)"
+            logger.warning("utterances %s: %s", what, ", ".join(sorted(names)))
 
     @property
     def alphabet(self):

@@ -13,7 +13,13 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 
 from speechbrain_mam.audio import load_audio, sort_by_duration
+from speechbrain_mam.corpus import normalize_text
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.manifest import read_manifest
+from speechbrain_mam.recordings import check_audio
+
+COLUMNS = ("ID", "duration", "wav", "wrd")
+"""Of a manifest of speech."""
 
 
 def speech_dataset(manifest: Path, data_root: str, encoder: HubertCTC) -> DynamicItemDataset:
@@ -27,25 +33,50 @@ def speech_dataset(manifest: Path, data_root: str, encoder: HubertCTC) -> Dynami
         What ``$data_root`` in it stands for.
     encoder : HubertCTC
         Its sample rate and alphabet are what audio and text are brought to.
+
+    Raises
+    ------
+    MAMError
+        If the manifest cannot be read, or a transcript be written in the alphabet.
     """
 
-    @sb.utils.data_pipeline.takes("wav")
+    root = {"data_root": data_root}
+    rows = read_manifest(manifest, COLUMNS, root)
+    for name, row in rows.items():
+        # Here, so that WER compares with what the tokens say; a dynamic item would be passed over.
+        row["wrd"] = normalize_text(row["wrd"], encoder.alphabet, _where(name, manifest))
+
+    @sb.utils.data_pipeline.takes("id", "wav")
     @sb.utils.data_pipeline.provides("sig")
-    def audio_pipeline(wav):
-        return load_audio(wav, encoder.sample_rate)
+    def audio_pipeline(name, wav):
+        return load_audio(wav, encoder.sample_rate, _where(name, manifest))
 
     @sb.utils.data_pipeline.takes("wrd")
-    @sb.utils.data_pipeline.provides("wrd", "tokens")
+    @sb.utils.data_pipeline.provides("tokens")
     def text_pipeline(wrd):
-        yield wrd
-        yield torch.LongTensor(encoder.alphabet.encode(wrd))
+        return torch.LongTensor(encoder.alphabet.encode(wrd))
 
-    return DynamicItemDataset.from_csv(
-        csv_path=str(manifest),
-        replacements={"data_root": data_root},
+    return DynamicItemDataset(
+        rows,
         dynamic_items=[audio_pipeline, text_pipeline],
         output_keys=["id", "sig", "wrd", "tokens"],
     )
+
+
+def check_recordings(dataset: DynamicItemDataset, manifest: Path) -> None:
+    """All recordings of a manifest that no preparation has checked.
+
+    Raises
+    ------
+    MAMError
+        For the first one that cannot be used (:func:`~speechbrain_mam.recordings.check_audio`).
+    """
+    for name, row in dataset.data.items():
+        check_audio(Path(row["wav"]), _where(name, manifest))
+
+
+def _where(name: str, manifest: Path) -> str:
+    return f"utterance {name} of '{manifest}'"
 
 
 def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +13,14 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from tqdm import tqdm
 
-from speechbrain_mam.asr_data import speech_dataset
+from speechbrain_mam.asr_data import check_recordings, speech_dataset
 from speechbrain_mam.attention import find_attention
 from speechbrain_mam.donor import Donor
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.finite import check_outputs
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.plan import make_plan
 from speechbrain_mam.probe import Probe, probe
-
-COLUMNS = ("ID", "duration", "wav", "wrd")
-"""Of a manifest of speech."""
 
 
 def probe_manifest(
@@ -66,6 +63,7 @@ def probe_manifest(
         blank = encoder.alphabet.blank_index
         for batch in tqdm(loader, desc="probe", disable=not progress, leave=False):
             log_probs, lens = encoder(*batch.sig)
+            check_outputs(log_probs, batch.id, lens)
             tokens, token_lens = batch.tokens
             loss = sb.nnet.losses.ctc_loss(log_probs, tokens, lens, token_lens, blank_index=blank)
             yield loss, len(batch)
@@ -83,28 +81,17 @@ def manifest_batches(
     Raises
     ------
     MAMError
-        If the manifest is missing or empty, or it is not known where its audio lies.
+        If the manifest cannot be used, or it is not known where its audio lies.
     """
     if not manifest.is_file():
         raise MAMError(f"--manifest '{manifest}': no such file")
     if batch_size < 1:
         raise MAMError(f"--batch-size {batch_size}: expected a number above 0")
     root = str(data_folder or _noted_folder(manifest))
-    _check_manifest(manifest)
-    dataset = speech_dataset(manifest, root, encoder).filtered_sorted(sort_key="duration")
+    dataset = speech_dataset(manifest, root, encoder)
+    check_recordings(dataset, manifest)
+    dataset = dataset.filtered_sorted(sort_key="duration")
     return SaveableDataLoader(dataset, batch_size=batch_size, collate_fn=PaddedBatch)
-
-
-def _check_manifest(manifest: Path) -> None:
-    with manifest.open(newline="", encoding="utf-8") as stream:
-        rows = csv.DictReader(stream)
-        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-        if missing:
-            raise MAMError(
-                f"'{manifest}' has no column {', '.join(missing)}; expected {', '.join(COLUMNS)}"
-            )
-        if next(rows, None) is None:
-            raise MAMError(f"'{manifest}' has no utterance")
 
 
 def _noted_folder(manifest: Path) -> str:
@@ -112,6 +99,6 @@ def _noted_folder(manifest: Path) -> str:
     note = manifest.with_name("prepared.json")
     if note.is_file():
         return json.loads(note.read_text(encoding="utf-8"))["data_folder"]
-    if "$data_root" in manifest.read_text(encoding="utf-8"):
+    if "$data_root" in manifest.read_text(encoding="utf-8", errors="replace"):
         raise MAMError(f"'{manifest}' names audio below $data_root: give its folder, --data-folder")
     return ""

@@ -13,6 +13,7 @@ import torch
 
 from speechbrain_mam.asr_probe import manifest_batches
 from speechbrain_mam.choices import one_of
+from speechbrain_mam.finite import check_outputs
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.points import (
@@ -163,6 +164,7 @@ def _score(
     for i, batch in enumerate(batches):
         with torch.no_grad(), around(i):
             log_probs, lens = encoder(*batch.sig)
+        check_outputs(log_probs, batch.id, lens)
         best = sb.decoders.ctc_greedy_decode(log_probs, lens, encoder.alphabet.blank_index)
         texts = [encoder.alphabet.decode(indices).split() for indices in best]
         errors.append(batch.id, texts, [words.split() for words in batch.wrd])

@@ -10,6 +10,7 @@ from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from speechbrain_mam.choices import one_of
+from speechbrain_mam.recordings import check_samples
 
 
 @lru_cache(maxsize=8)
@@ -17,12 +18,28 @@ def _resampler(source_hz: int, target_hz: int) -> torchaudio.transforms.Resample
     return torchaudio.transforms.Resample(source_hz, target_hz)
 
 
-def load_audio(file: str, sample_rate_hz: int) -> torch.Tensor:
+def load_audio(file: str, sample_rate_hz: int, where: str = "recording") -> torch.Tensor:
     """One recording as ``[samples]``, mixed down to one channel and resampled.
 
     ``speechbrain.dataio.dataio.read_audio`` does neither.
+
+    Arguments
+    ---------
+    file : str
+        The recording.
+    sample_rate_hz : int
+        What it is brought to.
+    where : str
+        The utterance or clip, for the message.
+
+    Raises
+    ------
+    MAMError
+        If it has samples that are no numbers, or nothing is heard in it
+        (:func:`~speechbrain_mam.recordings.check_samples`).
     """
     signal, rate_hz = audio_io.load(file)
+    check_samples([signal.numpy().T], file, where)
     signal = signal.mean(0)
     return signal if rate_hz == sample_rate_hz else _resampler(rate_hz, sample_rate_hz)(signal)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from speechbrain_mam.clips import layer_groups, mean_feature, mixup, roll
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.finite import check_outputs
 from speechbrain_mam.linear_probe import fit_linear_probe
 from speechbrain_mam.plots import write_beside
 from speechbrain_mam.task import TaskBrain
@@ -78,6 +79,7 @@ class AudioEvents(TaskBrain):
                 )
                 loss = share * loss + (1 - share) * other
             return loss.mean()
+        check_outputs(predictions, batch.id)
         heard = [self.class_names[i] for i in predictions.argmax(-1).tolist()]
         names = [self.class_names[i] for i in labels.tolist()]
         self.stats.append(batch.id, heard, names)
@@ -166,6 +168,7 @@ class AudioEvents(TaskBrain):
             with self.evaluation_ctx:
                 features, lens = self.modules.encoder(*batch.sig)
             found.append(mean_feature(features, lens).float().cpu())
+            check_outputs(found[-1], batch.id)
             labels.append(batch.label.cpu())
         return torch.cat(found), torch.cat(labels)
 

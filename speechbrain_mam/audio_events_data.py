@@ -66,13 +66,13 @@ def event_dataset(manifest: Path, data_root: str, encoder: BEATsEncoder) -> Dyna
     """
 
     @cache
-    def read(wav: str) -> torch.Tensor:
-        return load_audio(wav, encoder.sample_rate)
+    def read(name: str, wav: str) -> torch.Tensor:
+        return load_audio(wav, encoder.sample_rate, f"clip {name} of '{manifest}'")
 
-    @sb.utils.data_pipeline.takes("wav")
+    @sb.utils.data_pipeline.takes("id", "wav")
     @sb.utils.data_pipeline.provides("sig")
-    def audio_pipeline(wav):
-        return read(wav)
+    def audio_pipeline(name, wav):
+        return read(name, wav)
 
     @sb.utils.data_pipeline.takes("class_id")
     @sb.utils.data_pipeline.provides("label")

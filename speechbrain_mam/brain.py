@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_broadcast, if_main_process
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_mam.checkpointing import use_nonreentrant_checkpointing
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.guarded_checkpoints import guard
 from speechbrain_mam.lambda_history import LambdaHistory, LambdaLog
 from speechbrain_mam.learnable import LearnableMAM, keep_donor_out_of_ddp
 from speechbrain_mam.live_target import (
@@ -86,7 +88,7 @@ class MAMBrain(sb.Brain):
         self.history: LambdaHistory | None = None
         self._mam_inside: set[str] = set()  # methods that are running
         self._mam_stepped: set[str] = set()  # whose optimizers a batch has stepped
-        self._mam_started = self._mam_learned = self._mam_folded = False
+        self._mam_started = self._mam_learned = False
         if self.mam is not None:
             apply_merge(self.mam)
             self._check_in_modules(modules)
@@ -100,9 +102,19 @@ class MAMBrain(sb.Brain):
                 self._mam_log = LambdaLog(hparams.values())
             merge_again_after_loading(self.mam, lambda: self._mam_started)
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
+        self._share_debug_folder()
+        if self.mam is not None and self.checkpointer is not None:
+            guard(self.checkpointer, self.mam)
         if self.history is not None and self.checkpointer is not None:
             self.checkpointer.add_recoverable("mam", self.history)
         self.write_plan()
+
+    def _share_debug_folder(self) -> None:
+        """Under ``--debug`` each rank would look for checkpoints in a folder of its own, and wait
+        for the others for ever where they find some."""
+        if self.debug and self.distributed_launch and hasattr(self.checkpointer, "tempdir"):
+            folder = ddp_broadcast(str(self.checkpointer.checkpoints_dir), src=0)
+            self.checkpointer.checkpoints_dir = Path(folder)
 
     def write_plan(self) -> None:
         """What is merged, as ``merge_plan.txt``."""
@@ -128,8 +140,9 @@ class MAMBrain(sb.Brain):
         """λ must be inside ``modules``: elsewhere it would train, and ranks silently diverge."""
         assert self.mam is not None
         held = {id(p) for module in (modules or {}).values() for p in module.parameters()}
-        name = self.mam.plan.entries[0].target
-        if id(self.mam.target.get_parameter(name)) not in held:
+        # Not get_parameter: of a module that is read, it would give the merged tensor
+        target = dict(self.mam.target.named_parameters())
+        if id(target[self.mam.plan.entries[0].target]) not in held:
             raise MAMError("the 'target' of your MAM is not part of the Brain's 'modules'")
 
     def init_optimizers(self):
@@ -171,6 +184,12 @@ class MAMBrain(sb.Brain):
     def _mam_after_freeze_optimizers(self, valid, optimizers):
         if self.history is None:
             return valid
+        # One of a frozen target has no gradient, which a GradScaler takes for a mistake.
+        valid = {
+            name: optimizer
+            for name, optimizer in valid.items()
+            if any(p.requires_grad for group in optimizer.param_groups for p in group["params"])
+        }
         return {**valid, "mam_optimizer": optimizers["mam_optimizer"]}
 
     @within("fit_batch")
@@ -205,15 +224,15 @@ class MAMBrain(sb.Brain):
                 )
             self._mam_insert()
             open_to_gradients(self.mam, self.modules)
+            use_nonreentrant_checkpointing(self.mam.target)
         self._mam_started = True
         super().on_fit_start()
 
     def _mam_insert(self) -> None:
         """λ in the target, where an evaluation may have folded it."""
-        if self._mam_folded:
-            self._lams.insert()
-        self._mam_folded = False
         assert self.mam is not None
+        if self.mam.is_folded:
+            self.mam.apply()
         check_in_place(self.mam)
 
     def on_fit_batch_start(self, batch, should_step):
@@ -262,8 +281,8 @@ class MAMBrain(sb.Brain):
         if self.history is not None:
             self._mam_insert()
             yield
-            self._lams.fold()
-            self._mam_folded = True
+            assert self.mam is not None
+            self.mam.fold()
         else:
             with self.mam.taken_back() if self.mam is not None else nullcontext():
                 yield

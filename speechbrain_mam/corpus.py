@@ -1,4 +1,4 @@
-"""What every corpus needs before training: sound audio, manifests, and clean text for speech.
+"""What every corpus needs before training: manifests, and clean text for speech.
 
 Each error names the utterance and the file. Nothing is written before everything has been checked.
 """
@@ -7,37 +7,25 @@ from __future__ import annotations
 
 import csv
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.lobes.hubert_ctc import CTCAlphabet
+from speechbrain_mam.lobes.alphabet import CTCAlphabet
 from speechbrain_mam.plots import write_beside
+from speechbrain_mam.recordings import check_audio
 
 logger = get_logger(__name__)
-
-MIN_DURATION_S = 0.1
-"""Shorter recordings hold no word; the front end's receptive field alone is 0.025 s."""
 
 DONE = "prepared.json"
 """Written last: what the manifests beside it were made from."""
 
-_SPELLED_OUT = {
-    "&": " and ",
-    "’": "'",
-    "‘": "'",
-    "`": "'",
-    "ß": "ss",
-    "æ": "ae",
-    "œ": "oe",
-    "ø": "o",
-}
+NAMED = 5
+"""How many utterances a warning names."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +39,12 @@ class Utterance:
 
 
 def normalize_text(text: str, alphabet: CTCAlphabet, where: str) -> str:
-    """Text in the alphabet of a CTC head: accents and punctuation removed, one space between words.
+    """Text in the alphabet of a CTC head, one space between words.
 
-    Numbers and abbreviations are the corpus's business: a digit that is left is an error.
+    It is the one way from a transcript to a label, for preparations, sweeps, probes and error
+    rates: see :meth:`~speechbrain_mam.lobes.alphabet.CTCAlphabet.spell`. Done twice, it changes
+    nothing more. Numbers and abbreviations are the corpus's business: a digit that is left is an
+    error.
 
     Raises
     ------
@@ -67,18 +58,7 @@ def normalize_text(text: str, alphabet: CTCAlphabet, where: str) -> str:
     >>> normalize_text('“Él  didn’t,” she said -- twice.', alphabet, "utterance X")
     "EL DIDN'T SHE SAID TWICE"
     """
-    for char, spelled in _SPELLED_OUT.items():
-        text = text.replace(char, spelled)
-    kept = []
-    for char in unicodedata.normalize("NFKD", text):
-        if unicodedata.combining(char):
-            continue
-        if char == "'":
-            kept.append(char if char in alphabet.letters else "")
-        else:
-            kept.append(" " if unicodedata.category(char)[0] in "PZSC" else char)
-    # An apostrophe on its own was a quotation mark.
-    words = " ".join(word for word in "".join(kept).split() if word.strip("'"))
+    words = alphabet.spell(text)
     if not words:
         raise MAMError(f"{where}: the transcript {text!r} is empty after normalisation")
     if unknown := alphabet.unknown(words):
@@ -86,56 +66,7 @@ def normalize_text(text: str, alphabet: CTCAlphabet, where: str) -> str:
             f"{where}: the transcript {text!r} has {sorted(unknown)}, which the model's alphabet "
             "lacks; write it in words (or set new_alphabet)"
         )
-    return alphabet.case(words)
-
-
-def check_audio(file: Path, where: str, shortest_s: float = MIN_DURATION_S) -> tuple[float, int]:
-    """Duration in seconds and number of channels of a readable recording.
-
-    Raises
-    ------
-    MAMError
-        If the file is missing, not audio, cut short, or shorter than ``shortest_s``.
-    """
-    if not file.is_file():
-        raise MAMError(f"{where}: '{file}': no such file")
-    try:
-        with soundfile.SoundFile(file) as sound:
-            frames, rate, channels = sound.frames, sound.samplerate, sound.channels
-            # The header alone does not tell whether the end is there.
-            whole = frames == 0 or (sound.seek(frames - 1) >= 0 and len(sound.read(1)) == 1)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise MAMError(f"{where}: '{file}' is not readable audio: {error}") from error
-    if not whole or _riff_is_cut(file) or _ogg_is_cut(file):
-        raise MAMError(f"{where}: '{file}' is cut short: its header promises more than it holds")
-    if frames / rate < shortest_s:
-        raise MAMError(
-            f"{where}: '{file}' lasts {frames / rate:.3f} s, expected at least {shortest_s} s"
-        )
-    return frames / rate, channels
-
-
-def _riff_is_cut(file: Path) -> bool:
-    """libsndfile quietly shortens a cut WAV, so its RIFF header is read here."""
-    with file.open("rb") as stream:
-        head = stream.read(8)
-    declared = int.from_bytes(head[4:8], "little") + 8
-    streamed = declared >= 0xFFFFFFFF  # written by a pipe that did not know the length
-    return head[:4] == b"RIFF" and not streamed and declared > file.stat().st_size + 1
-
-
-def _ogg_is_cut(file: Path) -> bool:
-    """libsndfile takes the last page that is there for the end; the real one says that it is."""
-    longest_page = 27 + 255 + 255 * 255
-    with file.open("rb") as stream:
-        if stream.read(4) != b"OggS":
-            return False
-        stream.seek(max(0, file.stat().st_size - longest_page))
-        rest = stream.read()
-    page = rest[rest.rfind(b"OggS") :]
-    segments = page[26] if len(page) > 26 else 255
-    whole = len(page) >= 27 + segments + sum(page[27 : 27 + segments])
-    return not (whole and page[5] & 0x04)
+    return words
 
 
 def write_manifests(
@@ -246,6 +177,57 @@ def save_tables(
         logger.info("%s: %d %s, %.2f h", name, len(content), what, hours)
     note = json.dumps(identity, indent=2)
     write_beside(save_folder / DONE, lambda part: part.write_text(note, encoding="utf-8"))
+
+
+def text_lines(file: Path) -> list[str]:
+    """The lines of a UTF-8 file, with or without a byte-order mark, empty ones too.
+
+    A line ends with a line feed, or a carriage return and a line feed. ``str.splitlines`` would
+    also end it at a form feed, at U+0085 or at U+2028, which a transcript may hold.
+
+    Raises
+    ------
+    MAMError
+        If it is not UTF-8.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "lines.txt"
+    >>> _ = file.write_bytes("one\\u2028still one\\r\\ntwo\\n".encode())
+    >>> text_lines(file)
+    ['one\\u2028still one', 'two', '']
+    """
+    try:
+        return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise MAMError(f"'{file}' is not UTF-8 text: {error}") from error
+
+
+def name_some(names: Sequence[str]) -> str:
+    """How many there are, and the first few of them.
+
+    Example
+    -------
+    >>> name_some([f"p225_{i:03d}" for i in range(1, 8)])
+    '7 (p225_001, p225_002, p225_003, p225_004, p225_005, …)'
+    """
+    shown = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+    return f"{len(names)} ({shown})"
+
+
+def say_of_twins(names: Sequence[str], own: str) -> None:
+    """Say once that utterances have several recordings, and which one is used.
+
+    Arguments
+    ---------
+    names : sequence of str
+        The utterances; nothing is said if there are none.
+    own : str
+        The suffix that wins.
+    """
+    if names:
+        what = f"utterances with several files of one name, the corpus's own {own} is used"
+        logger.warning("%s: %s", what, name_some(names))
 
 
 def warn_of_channels(recordings: int) -> None:

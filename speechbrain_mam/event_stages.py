@@ -122,7 +122,7 @@ def _as_plain(brain: AudioEvents) -> Iterator[None]:
     if mam is not None:
         # A merge that is there is done again whenever weights are loaded, but a checkpoint of
         # these weights has it in it.
-        mam._merge = None
+        mam.adopt()
     try:
         yield
     finally:

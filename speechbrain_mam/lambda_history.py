@@ -16,7 +16,7 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.train_logger import FileTrainLogger, TrainLogger
 
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.guarded_checkpoints import check_settings, describe
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.plots import plot_lambdas, write_beside
 
@@ -55,23 +55,13 @@ class LambdaHistory:
 
     @mark_as_saver
     def _save(self, path: str) -> None:
-        content = {
-            "donor": self.mam.plan.donor_name,
-            "donor_hash": self.mam.donor_hash,
-            "lambdas": self.rows,
-        }
+        content = describe(self.mam) | {"lambdas": self.rows}
         Path(path).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
     @mark_as_loader
     def _load(self, path: str, end_of_epoch: bool) -> None:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if content["donor_hash"] != self.mam.donor_hash:
-            raise MAMError(
-                f"the checkpoint {path} belongs to another donor: it was trained with "
-                f"'{content['donor']}' (sha256 {content['donor_hash'][:12]}…), the key 'donor' "
-                f"gives '{self.mam.plan.donor_name}' (sha256 {self.mam.donor_hash[:12]}…). Use "
-                "that donor and the same layers and projections, or another output_folder"
-            )
+        check_settings(content, self.mam, Path(path))
         self.rows = content["lambdas"]
 
 

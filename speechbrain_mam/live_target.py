@@ -55,19 +55,38 @@ def check_in_place(mam: MAM) -> None:
 def open_to_gradients(mam: MAM, modules: nn.Module) -> None:
     """Let gradients reach λ in a target that the recipe freezes; its weights stay frozen.
 
-    SpeechBrain's lobes run under ``torch.no_grad()`` where their attribute ``freeze`` is true, and
-    its ``AdaptedModel`` freezes every parameter that it finds.
+    SpeechBrain's lobes run under ``torch.no_grad()`` where their attribute ``freeze`` is true. It
+    is false while they run and true again after it, since recipes ask it which optimizers to make.
+    What a lobe trains beside its frozen encoder (the weights of its layers' sum) is left alone.
     """
     lams = {id(lam.requires_grad_(True)) for lam in mam.live.parameters()}
     for name, module in modules.named_modules():
-        if getattr(module, "freeze", None) is not True:
+        if getattr(module, "freeze", None) is not True or hasattr(module, "_mam_open"):
             continue
         if lams.isdisjoint(id(parameter) for parameter in module.parameters()):
             continue
-        module.freeze = False  # type: ignore[assignment]
+        module.register_forward_pre_hook(_open)
+        module.register_forward_hook(_close, always_call=True)
+        module._mam_open = True  # type: ignore[assignment]
+        own = {id(parameter) for parameter in module._parameters.values()}
         for parameter in module.parameters():
-            parameter.requires_grad_(id(parameter) in lams)
+            if id(parameter) not in lams and id(parameter) not in own:
+                parameter.requires_grad_(False)
+        for part in module.modules():
+            # The library asks for its front end's gradient all the same, unless told so.
+            if getattr(part, "_requires_grad", None) is True and hasattr(
+                part, "_freeze_parameters"
+            ):
+                part._freeze_parameters()
         logger.info("'%s' is frozen: of it, only λ is learned", name)
+
+
+def _open(module: nn.Module, args: Any) -> None:
+    module.freeze = False  # type: ignore[assignment]
+
+
+def _close(module: nn.Module, args: Any, output: Any) -> None:
+    module.freeze = True  # type: ignore[assignment]
 
 
 def merge_again_after_loading(mam: MAM, started: Callable[[], bool]) -> None:
@@ -86,10 +105,12 @@ def merge_again_after_loading(mam: MAM, started: Callable[[], bool]) -> None:
     """
     depth, merged = 0, False
 
-    def before(*_: Any) -> None:
+    def before(module: nn.Module, state: Any, prefix: str, *_: Any) -> None:
         nonlocal depth, merged
         depth += 1
         if depth == 1:
+            if mam.learnable and started():
+                _check_lam_among(state, prefix, mam)
             merged = mam.is_merged
             if merged:
                 mam.take_back()
@@ -107,6 +128,26 @@ def merge_again_after_loading(mam: MAM, started: Callable[[], bool]) -> None:
     for module in _holders(mam):
         module.register_load_state_dict_pre_hook(before)
         module.register_load_state_dict_post_hook(after)
+
+
+def _check_lam_among(state: Any, prefix: str, mam: MAM) -> None:
+    """Once λ are being learned, weights without λ are folded ones, or another training's."""
+    names = [name for name in state if name.startswith(prefix)]
+    projections = {entry.target.rpartition(".")[2] for entry in mam.plan.entries}
+    owners = {entry.target.rpartition(".")[0].rpartition(".")[2] for entry in mam.plan.entries}
+    ours = [
+        n
+        for n in names
+        if n.split(".")[-1] in projections
+        and n.split(".")[-2:-1][0:1] != []
+        and n.split(".")[-2] in owners
+    ]
+    if ours and not any(name.rpartition(".")[2] == "lam" for name in names):
+        raise MAMError(
+            f"weights without λ are loaded into a target whose λ are learned ('{ours[0]}' is among "
+            "them, no '.lam' is): they were saved folded, or without Learnable-MAM, and would be "
+            "merged once more. Load them before training starts, or use another checkpoint"
+        )
 
 
 def _holders(mam: MAM) -> list[nn.Module]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ class MAM:
         }
         self._merge: Merge | None = None
         self._live: LearnableMAM | None = None
+        self.is_folded = False
 
     @cached_property
     def donor(self) -> Donor | DonorMix:
@@ -167,11 +168,12 @@ class MAM:
     def rebuild(self) -> None:
         """Derive a learnable merge again from the target's present weights; λ is kept."""
         former = self.live
+        values = [lam.detach().clone() for lam in former.parameters()]
         self.take_back()
         self._live = None
         self.apply()
-        for lam, kept in zip(self.live.parameters(), former.parameters(), strict=True):
-            lam.data = kept.data
+        for lam, kept in zip(self.live.parameters(), values, strict=True):
+            lam.data = kept
 
     def apply(self) -> None:
         """Merge, or put the learnable λ in. A second call changes nothing."""
@@ -181,16 +183,65 @@ class MAM:
                     self.target, self.plan, self.source, self.granularity, self.constraint
                 )
             self._live.insert()
+            self.is_folded = False
         elif self._merge is None:
             self._merge = Merge(self.target, self.plan, self.source)
 
     def take_back(self) -> None:
         """The target without MAM: its own projections, bit for bit."""
+        self.is_folded = False
         if self._live is not None:
             self._live.remove()
         if self._merge is not None:
             self._merge.undo()
             self._merge = None
+
+    def fold(self) -> None:
+        """The merged weights in plain modules, as an inference has them; :meth:`apply` undoes it.
+
+        A fixed merge is in the weights anyway.
+        """
+        self.apply()
+        if self.learnable:
+            self.live.fold()
+            self.is_folded = True
+
+    def adopt(self) -> None:
+        """From now on the merged weights of a fixed merge are the target's own."""
+        self._merge = None
+
+    @contextmanager
+    def own_weights(self) -> Iterator[None]:
+        """Within the block a state dict holds the target's own weights, and a learned λ.
+
+        That is what a checkpoint keeps: folded or merged weights would be merged once more when it
+        is loaded.
+        """
+        if self.is_folded:
+            self.live.insert()
+            try:
+                yield
+            finally:
+                self.live.fold()
+        else:
+            with self._merge.lifted() if self._merge is not None else nullcontext():
+                yield
+
+    def settings(self) -> dict[str, Any]:
+        """What λ mean, by the key that says it: λ that were learned with others are other λ."""
+        plan = self.plan
+        weights = [entry for entry in plan.entries if entry.kind == "weight"]
+        return {
+            "granularity": self.granularity,
+            "constraint": self.constraint,
+            "method": plan.method,
+            "donor_scale": plan.donor_scale,
+            "align": plan.align,
+            "layers": list(plan.layers),
+            "projections": list(plan.projections),
+            "layer_map": sorted({(entry.layer, entry.donor_layer) for entry in weights}),
+            "bias": [entry.target for entry in plan.entries if entry.kind == "bias"],
+        }
 
     def change(self, **options: Any) -> None:
         """Another λ, layers, control … for a fixed merge; what was merged is taken back first.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -213,11 +214,15 @@ class Merge:
                     f"the plan names '{entry.target}' of shape {list(entry.shape)}, "
                     f"{type(target).__name__} has {shape or 'no such parameter'}"
                 )
-        self._originals: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._target = target
+        # By name, and whole tensors of their own: a move of the model replaces its storages, so
+        # that a view of one would soon be of nothing.
+        self._originals: list[tuple[PlanEntry, torch.nn.Parameter, torch.Tensor]] = []
         try:
             for entry, theirs in donor_tensors(plan, donor, lambda name: parameters[name].detach()):
-                ours = own_part(entry, parameters[entry.target].detach())  # the same memory
-                self._originals.append((ours, ours.clone()))
+                parameter = parameters[entry.target]
+                ours = own_part(entry, parameter.detach())  # the same memory
+                self._originals.append((entry, parameter, ours.clone()))
                 mixed = linear(ours, theirs.to(ours.device), entry.lam, plan.method)
                 ours.copy_(checked_result(mixed, entry.target))
         except BaseException:
@@ -225,10 +230,46 @@ class Merge:
             raise
 
     def undo(self) -> None:
-        """Give every touched tensor its former bits back. A second call does nothing."""
-        for ours, original in self._originals:
+        """Give every touched tensor its former bits back. A second call does nothing.
+
+        Moved to another device or precision meanwhile, it gets them there.
+
+        Raises
+        ------
+        MAMError
+            If a touched parameter is no longer in the model.
+        """
+        for ours, original in self._present():
             ours.copy_(original)
         self._originals = []
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Within the block the target has its own bits; after it, the merged ones again."""
+        merged = [ours.clone() for ours, _ in self._present()]
+        for ours, original in self._present():
+            ours.copy_(original)
+        try:
+            yield
+        finally:
+            for (ours, _), tensor in zip(self._present(), merged, strict=True):
+                ours.copy_(tensor)
+
+    def _present(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Where each touched tensor is now, and its former bits."""
+        by_name = dict(self._target.named_parameters())
+        here = {id(parameter) for parameter in by_name.values()}
+        found = []
+        for entry, parameter, original in self._originals:
+            # An adapter that was put around a projection later gives its weight another name.
+            now = by_name.get(entry.target, parameter if id(parameter) in here else None)
+            if now is None:
+                raise MAMError(
+                    f"'{entry.target}' was merged, and is no longer in "
+                    f"{type(self._target).__name__}: its own weights cannot be put back"
+                )
+            found.append((own_part(entry, now.detach()), original))
+        return found
 
     def __enter__(self) -> Merge:
         return self

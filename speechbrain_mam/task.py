@@ -19,6 +19,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_mam.brain import MAMBrain
+from speechbrain_mam.finite import TrainLosses
 from speechbrain_mam.plots import write_beside
 from speechbrain_mam.search import Around
 
@@ -61,6 +62,11 @@ class TaskBrain(MAMBrain, ABC):
         """What decides an evaluation besides the merge's target and the manifest, as a text."""
         return ""
 
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Name a batch whose loss is no number."""
+        super().on_fit_batch_end(batch, outputs, loss, should_step)
+        self.train_losses.add(loss, batch.id)
+
     def anneal(self, epoch: int, stats: Mapping[str, float]) -> float:
         """Set the learning rate of the next epoch; returns that of the last one."""
         old_lr, new_lr = self.hparams.lr_annealing(stats["loss"])
@@ -69,12 +75,15 @@ class TaskBrain(MAMBrain, ABC):
 
     def on_stage_start(self, stage, epoch=None):
         """Start new statistics."""
-        if stage != sb.Stage.TRAIN:
+        if stage == sb.Stage.TRAIN:
+            self.train_losses = TrainLosses()
+        else:
             self.start_errors(details=True)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log, anneal the learning rate, keep the best checkpoint; a test writes its errors."""
         if stage == sb.Stage.TRAIN:
+            self.train_losses.check()
             self.train_stats = {"loss": stage_loss}
             return
         stats = {"loss": stage_loss, **self.error_rates()}

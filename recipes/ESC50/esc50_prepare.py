@@ -27,21 +27,18 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import soundfile
 from esc50_download import download_esc50
 from esc50_meta import FOLDS, META, Clip, class_names, find_meta, read_meta
 
-from speechbrain_mam.corpus import check_audio, is_prepared, save_tables, warn_of_channels
+from speechbrain_mam.corpus import is_prepared, save_tables, warn_of_channels
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.recordings import check_audio
 
 #: A row of BEATs' patches is 16 frames of 25 ms, one every 10 ms: 0.175 s.
 SHORTEST_S = 0.2
 #: ESC-50's clips last 5 s. One label stands for all of a clip, the memory of attention grows with
 #: the square of its length, and BEATs was trained on clips of 10 s.
 LONGEST_S = 10.0
-#: One step of 16 bits: a decoder may leave that much of silence.
-SILENCE = 1 / 32768
 
 
 def prepare_esc50(
@@ -176,19 +173,10 @@ def check_clip(file: Path, clip: Clip) -> tuple[float, int]:
 
 @cache  # five folds are the same clips
 def _listen(file: Path, where: str, stamp: tuple[int, int]) -> tuple[float, int]:
-    duration_s, channels = check_audio(file, where, SHORTEST_S)
+    duration_s, channels = check_audio(file, where, SHORTEST_S, decode_all=True)
     if duration_s > LONGEST_S:
         raise MAMError(
             f"{where}: '{file}' lasts {duration_s:.1f} s, expected at most {LONGEST_S:.0f} s: cut "
             "it into clips of about 5 s, each with its label"
         )
-    try:
-        samples, _ = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise MAMError(f"{where}: '{file}' is not readable audio: {error}") from error
-    if not np.isfinite(samples).all():
-        raise MAMError(f"{where}: '{file}' has samples that are no numbers (NaN or infinite)")
-    # What the model hears is the mean of the channels.
-    if np.abs(samples.mean(axis=1)).max() <= SILENCE:
-        raise MAMError(f"{where}: '{file}' is silent: nothing in it is louder than zero")
     return duration_s, channels

@@ -19,14 +19,17 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.corpus import Utterance, write_manifests
+from speechbrain_mam.corpus import Utterance, say_of_twins, text_lines, write_manifests
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.lobes.hubert_ctc import CTCAlphabet
+from speechbrain_mam.lobes.alphabet import CTCAlphabet
+from speechbrain_mam.recordings import files_by_stem
 
 logger = get_logger(__name__)
 
 FULL_SIZE = 5000
 HELD_OUT = 250
+SUFFIXES = (".wav", ".flac")
+"""Of recordings; where there are both, LJ Speech's own ``.wav`` is used."""
 
 
 def prepare_ljspeech(
@@ -68,11 +71,8 @@ def read_metadata(metadata: Path) -> list[Utterance]:
         raise MAMError(f"'{metadata}': no such file; expected LJ Speech's metadata.csv")
     utterances: list[Utterance] = []
     seen: set[str] = set()
-    try:
-        lines = metadata.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise MAMError(f"'{metadata}' is not UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    recordings, doubled = files_by_stem(metadata.parent / "wavs", *SUFFIXES)
+    for number, line in enumerate(text_lines(metadata), start=1):
         if not line.strip():
             continue
         fields = line.split("|")
@@ -85,10 +85,12 @@ def read_metadata(metadata: Path) -> list[Utterance]:
         if name in seen:
             raise MAMError(f"'{metadata}', line {number}: the utterance {name} stands there twice")
         seen.add(name)
+        file = recordings[name].name if name in recordings else f"{name}.wav"
         # "LJ001-0001": one speaker, so the part before the dash is a book, not a person
-        utterances.append(Utterance(name, f"wavs/{name}.wav", fields[2], speaker=name[:2]))
+        utterances.append(Utterance(name, f"wavs/{file}", fields[2], speaker=name[:2]))
     if not utterances:
         raise MAMError(f"'{metadata}' is empty: it names no utterance")
+    say_of_twins([name for name in doubled if name in seen], SUFFIXES[0])
     return utterances
 
 

@@ -5,7 +5,9 @@ Reads the layout of VCTK 0.92 (https://doi.org/10.7488/ds/2645)::
     wav48_silence_trimmed/p225/p225_001_mic1.flac    txt/p225/p225_001.txt    speaker-info.txt
 
 and that of VCTK 0.80, whose recordings are ``wav48/p225/p225_001.wav``, one microphone only. An
-utterance needs a recording and a text; what has only one of them is left out and counted.
+utterance needs a recording and a text; what has only one of them is left out and counted. Where a
+recording lies there as ``.flac`` and as ``.wav``, 0.92's own ``.flac`` and 0.80's own ``.wav`` are
+used, and the log says so.
 
 Splits:
 
@@ -34,9 +36,10 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.corpus import Utterance, write_manifests
+from speechbrain_mam.corpus import Utterance, name_some, say_of_twins, write_manifests
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.lobes.hubert_ctc import CTCAlphabet
+from speechbrain_mam.lobes.alphabet import CTCAlphabet
+from speechbrain_mam.recordings import files_by_stem
 
 logger = get_logger(__name__)
 
@@ -46,8 +49,8 @@ MICS = ("mic1", "mic2")
 SPLITS = ("speakers", "espnet")
 MOST_HELD_OUT = 10
 ESPNET_HELD_OUT = 5
-NAMED = 5
-"""How many utterances a warning names."""
+SUFFIXES = {"wav48_silence_trimmed": (".flac", ".wav"), "wav48": (".wav", ".flac")}
+"""Of recordings, the version's own first: it is used where there are both."""
 
 
 def prepare_vctk(
@@ -117,13 +120,17 @@ def read_utterances(data_folder: Path, mic: str = "mic2") -> list[Utterance]:
     silent: list[str] = []
     unwritten: list[str] = []
     other_mic: list[str] = []
+    doubled: list[str] = []
     for speaker in speakers:
-        recordings, written = _recordings(audio / speaker), _files(texts / speaker, ".txt")
+        files, several = files_by_stem(audio / speaker, *SUFFIXES[audio.name])
+        recordings = _by_microphone(files)
+        written, _ = files_by_stem(texts / speaker, ".txt")
         if not written:
             logger.warning("%s has no text: skipped (%d utterances)", speaker, len(recordings))
             continue
         silent += sorted(written.keys() - recordings.keys())
         unwritten += sorted(recordings.keys() - written.keys())
+        doubled += several
         for name in sorted(written.keys() & recordings.keys()):
             takes = recordings[name]
             if mic not in takes and "" not in takes:
@@ -142,8 +149,9 @@ def read_utterances(data_folder: Path, mic: str = "mic2") -> list[Utterance]:
         logger.info("no utterance has a recording by %s: the other microphone's are used", mic)
     else:
         _warn(other_mic, f"without a recording by {mic}, the other microphone's is used")
-    if doubled := len(utterances) - len({utterance.id for utterance in utterances}):
-        raise MAMError(f"'{data_folder}': {doubled} utterance names stand there for two speakers")
+    say_of_twins(doubled, SUFFIXES[audio.name][0])
+    if repeated := len(utterances) - len({utterance.id for utterance in utterances}):
+        raise MAMError(f"'{data_folder}': {repeated} utterance names stand there for two speakers")
     return utterances
 
 
@@ -232,18 +240,10 @@ def _folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
-def _files(folder: Path, *suffixes: str) -> dict[str, Path]:
-    """Files by stem; none where there is no folder. Hidden ones are a file system's own."""
-    if not folder.is_dir():
-        return {}
-    found = (path for path in folder.iterdir() if path.suffix in suffixes and path.name[0] != ".")
-    return {path.stem: path for path in found}
-
-
-def _recordings(folder: Path) -> dict[str, dict[str, Path]]:
+def _by_microphone(files: dict[str, Path]) -> dict[str, dict[str, Path]]:
     """Utterance → microphone → file; VCTK 0.80 names no microphone."""
     takes: dict[str, dict[str, Path]] = {}
-    for stem, path in _files(folder, ".flac", ".wav").items():
+    for stem, path in files.items():
         name, _, mic = stem.rpartition("_")
         name, mic = (name, mic) if mic in MICS else (stem, "")
         takes.setdefault(name, {})[mic] = path
@@ -259,8 +259,7 @@ def _read(file: Path, name: str) -> str:
 
 def _warn(names: Sequence[str], what: str) -> None:
     if names:
-        shown = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
-        logger.warning("utterances %s: %d (%s)", what, len(names), shown)
+        logger.warning("utterances %s: %s", what, name_some(names))
 
 
 def _warn_of_speakers(
@@ -270,7 +269,7 @@ def _warn_of_speakers(
     promised = set(with_text)
     info = data_folder / "speaker-info.txt"
     if info.is_file():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = info.read_text(encoding="utf-8", errors="replace").split("\n")
         ids = {line.split()[0] for line in lines if line.strip()} - {"ID"}
         # VCTK 0.80 writes 225 for p225.
         promised |= {f"p{name}" if name.isdecimal() else name for name in ids}

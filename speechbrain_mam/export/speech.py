@@ -10,13 +10,20 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from transformers import AutoConfig, AutoFeatureExtractor, Wav2Vec2CTCTokenizer
+from transformers import AutoConfig, Wav2Vec2CTCTokenizer
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.export.graph import GraphYaml
-from speechbrain_mam.lobes.hubert_ctc import CTCAlphabet, HubertCTC
+from speechbrain_mam.lobes.alphabet import CTCAlphabet
+from speechbrain_mam.lobes.ctc_folder import read_extractor
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 
-TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (
+    "vocab.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 NOT_CONFIGURATION = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version")
 """Keys of ``config.json`` that describe the file, and are no argument of a configuration."""
 
@@ -35,6 +42,7 @@ def write_huggingface(encoder: HubertCTC, out: Path) -> None:
     # Dropout, layerdrop and masking of the training are not the model's: its parent's come back.
     config = AutoConfig.from_pretrained(parent)
     config.vocab_size = model.config.vocab_size
+    config.pad_token_id = encoder.alphabet.blank_index
     trained_with, model.config = model.config, config
     try:
         model.save_pretrained(out, safe_serialization=True)
@@ -42,14 +50,14 @@ def write_huggingface(encoder: HubertCTC, out: Path) -> None:
         model.config = trained_with
     for file in out.glob("*.safetensors"):  # written for its owner alone
         file.chmod((out / "config.json").stat().st_mode)
-    AutoFeatureExtractor.from_pretrained(parent).save_pretrained(out)
-    vocabulary = json.dumps(encoder.alphabet.ids, indent=2, ensure_ascii=False)
-    (out / "vocab.json").write_text(vocabulary + "\n", encoding="utf-8")
-    if _has_own_tokenizer(encoder):
+    read_extractor(parent).save_pretrained(out)
+    if encoder.own_alphabet and (parent / "tokenizer_config.json").is_file():
         for name in TOKENIZER_FILES:
             if (parent / name).is_file():
                 shutil.copyfile(parent / name, out / name)
         return
+    vocabulary = json.dumps(encoder.alphabet.ids, indent=2, ensure_ascii=False)
+    (out / "vocab.json").write_text(vocabulary + "\n", encoding="utf-8")
     blank, delimiter = encoder.alphabet.blank, encoder.alphabet.delimiter
     known = encoder.alphabet.ids
     Wav2Vec2CTCTokenizer(
@@ -60,14 +68,6 @@ def write_huggingface(encoder: HubertCTC, out: Path) -> None:
         bos_token="<s>" if "<s>" in known else None,
         eos_token="</s>" if "</s>" in known else None,
     ).save_pretrained(out)
-
-
-def _has_own_tokenizer(encoder: HubertCTC) -> bool:
-    """Whether the parent's tokenizer is that of the head, which may have a new alphabet."""
-    file = encoder.folder / "vocab.json"
-    if not (encoder.folder / TOKENIZER_FILES[0]).is_file() or not file.is_file():
-        return False
-    return json.loads(file.read_text(encoding="utf-8")) == encoder.alphabet.ids
 
 
 def write_speechbrain(encoder: HubertCTC, out: Path) -> None:
@@ -85,8 +85,14 @@ def write_speechbrain(encoder: HubertCTC, out: Path) -> None:
     Raises
     ------
     MAMError
-        If the model's class is none of transformers' own.
+        If the model's class is none of transformers' own, or its input is no waveform.
     """
+    if encoder.extractor is not None:
+        raise MAMError(
+            f"a {type(encoder.model).__name__} hears filter banks of "
+            f"{type(encoder.extractor).__name__}, which SpeechBrain's YAML cannot compute; use "
+            "--format hf"
+        )
     kind = type(encoder.model).__name__
     if getattr(transformers, kind, None) is not type(encoder.model):
         raise MAMError(
@@ -94,17 +100,20 @@ def write_speechbrain(encoder: HubertCTC, out: Path) -> None:
             "transformers is installed; use --format hf"
         )
     torch.save(encoder.model.state_dict(), out / "model.ckpt")
-    (out / "tokenizer.ckpt").write_text(_labels(encoder.alphabet), encoding="utf-8")
+    (out / "tokenizer.ckpt").write_text(
+        _labels(encoder.alphabet, encoder.model.config.vocab_size), encoding="utf-8"
+    )
     (out / "hyperparams.yaml").write_text(_hyperparams(encoder), encoding="utf-8")
 
 
-def _labels(alphabet: CTCAlphabet) -> str:
-    """SpeechBrain's file of a ``CTCTextEncoder``: what each index is written as."""
-    written = {alphabet.delimiter: " "}
+def _labels(alphabet: CTCAlphabet, size: int) -> str:
+    """SpeechBrain's file of a ``CTCTextEncoder``: what each index of the head is written as."""
+    tokens = {index: token for token, index in alphabet.ids.items()}
     lines = []
-    for token, index in sorted(alphabet.ids.items(), key=lambda item: item[1]):
-        text = token if token == alphabet.blank or len(token) == 1 else ""
-        lines.append(f"{written.get(token, text)!r} => {index}\n")
+    for index in range(size):
+        token = tokens.get(index)  # a head may be wider than its vocabulary
+        text = "" if token is None else alphabet.text_of(token)
+        lines.append(f"{(alphabet.blank if token == alphabet.blank else text)!r} => {index}\n")
     lines.append("================\n")
     lines.append(f"'starting_index' => 0\n'blank_label' => {alphabet.blank!r}\n")
     return "".join(lines)

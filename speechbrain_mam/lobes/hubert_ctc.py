@@ -5,85 +5,26 @@ Source: Hsu et al., "HuBERT", arXiv 2106.07447; the model is transformers'.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoFeatureExtractor, AutoModelForCTC
 
 from speechbrain_mam.choices import one_of
 from speechbrain_mam.donor import ModelFolder
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.lobes.alphabet import CTCAlphabet
+from speechbrain_mam.lobes.ctc_folder import (
+    language_adapter,
+    load_model,
+    read_alphabet,
+    read_extractor,
+)
+from speechbrain_mam.lobes.spelling import composed
 from speechbrain_mam.reading import files_sha256
 from speechbrain_mam.sources import resolve_model
 
 TRAINABLE = ("all", "head", "none")
-
-
-@dataclass(frozen=True)
-class CTCAlphabet:
-    """The labels of a CTC head: single characters, a word delimiter, a blank.
-
-    Arguments
-    ---------
-    ids : dict of str to int
-        As in ``vocab.json``: ``{"<pad>": 0, …, "|": 4, "E": 5, …}``.
-    blank : str
-        The CTC blank.
-    delimiter : str
-        Stands for the space between words.
-
-    Example
-    -------
-    >>> alphabet = CTCAlphabet({"<pad>": 0, "|": 1, "A": 2, "B": 3})
-    >>> alphabet.encode("ab a"), alphabet.decode([2, 3, 1, 2])
-    ([2, 3, 1, 2], 'AB A')
-    >>> alphabet.unknown("Abc")
-    {'C'}
-    """
-
-    ids: dict[str, int]
-    blank: str = "<pad>"
-    delimiter: str = "|"
-
-    def __post_init__(self):
-        for token in (self.blank, self.delimiter):
-            if token not in self.ids:
-                raise MAMError(f"the vocabulary has no token '{token}': {sorted(self.ids)[:8]}…")
-
-    @property
-    def blank_index(self) -> int:
-        """Index of the blank."""
-        return self.ids[self.blank]
-
-    @property
-    def letters(self) -> set[str]:
-        """Every character that can be written, the delimiter aside."""
-        return {token for token in self.ids if len(token) == 1 and token != self.delimiter}
-
-    def case(self, text: str) -> str:
-        """``text`` in the alphabet's own case."""
-        letters = "".join(self.letters)
-        if letters.upper() == letters:
-            return text.upper()
-        return text.lower() if letters.lower() == letters else text
-
-    def unknown(self, text: str) -> set[str]:
-        """The characters of ``text`` that cannot be written."""
-        return set(self.case(text)) - self.letters - {" "}
-
-    def encode(self, text: str) -> list[int]:
-        """Label indices of a normalised text."""
-        return [self.ids[self.delimiter if char == " " else char] for char in self.case(text)]
-
-    def decode(self, indices: Sequence[int]) -> str:
-        """The text of label indices (repeats and blanks removed already)."""
-        tokens = {index: token for token, index in self.ids.items()}
-        chars = [tokens[i] for i in indices if len(tokens[i]) == 1]
-        return " ".join("".join(chars).replace(self.delimiter, " ").split())
 
 
 class HubertCTC(nn.Module):
@@ -129,24 +70,28 @@ class HubertCTC(nn.Module):
         one_of("trainable", trainable, TRAINABLE)
         folder = resolve_model(source)
         ModelFolder(folder).check_weights()
-        overrides = {"layerdrop": layerdrop, "apply_spec_augment": False}
+        overrides: dict[str, Any] = {"layerdrop": layerdrop, "apply_spec_augment": False}
         if dropout is not None:
-            names = ("hidden_dropout", "attention_dropout", "activation_dropout", "final_dropout")
-            overrides |= dict.fromkeys((*names, "feat_proj_dropout"), dropout)
-        # float32 whatever the file holds: it is the master copy that is trained and merged
-        self.model = AutoModelForCTC.from_pretrained(folder, dtype=torch.float32, **overrides)
-        extractor = AutoFeatureExtractor.from_pretrained(folder)
+            names = ("hidden", "attention", "activation", "final", "feat_proj", "conformer_conv")
+            overrides |= dict.fromkeys((f"{name}_dropout" for name in names), dropout)
+        self.model = load_model(folder, overrides, head=new_alphabet is None)
         self.folder = folder
+        extractor = read_extractor(folder)
+        self.extractor = extractor if "input_features" in extractor.model_input_names else None
         self.sample_rate: int = extractor.sampling_rate
-        self.normalize_wav: bool = extractor.do_normalize
-        self.wants_mask: bool = extractor.return_attention_mask
+        self.normalize_wav: bool = self.extractor is None and extractor.do_normalize
+        self.wants_mask: bool = self.extractor is not None or extractor.return_attention_mask
+        self.own_alphabet = new_alphabet is None
         if new_alphabet is None:
-            self.alphabet = _read_alphabet(folder, self.model.config.vocab_size)
+            if language := language_adapter(folder):
+                self.model.load_adapter(language)
+            self.alphabet = read_alphabet(folder, self.model.config)
         else:
-            tokens = ["<pad>", "|", *dict.fromkeys(new_alphabet.replace(" ", ""))]
+            tokens = ["<pad>", "|", *dict.fromkeys(composed(new_alphabet).replace(" ", ""))]
             self.alphabet = CTCAlphabet({token: i for i, token in enumerate(tokens)})
             self.model.lm_head = nn.Linear(self.model.lm_head.in_features, len(tokens))
             self.model.config.vocab_size = len(tokens)
+            self.model.config.pad_token_id = self.alphabet.blank_index
         self._set_trainable(trainable, freeze_feature_extractor)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -159,7 +104,8 @@ class HubertCTC(nn.Module):
         self.model.requires_grad_(trainable == "all")
         if trainable != "none":
             self.model.lm_head.requires_grad_(True)
-        if freeze_feature_extractor or trainable != "all":
+        has_front = hasattr(self.model, "freeze_feature_encoder")  # wav2vec2-BERT has none
+        if has_front and (freeze_feature_extractor or trainable != "all"):
             # Not requires_grad alone: the library would still back-propagate through the front end.
             self.model.freeze_feature_encoder()
         # Used only where the library masks its input; trained nowhere here, DDP would wait for it.
@@ -187,12 +133,33 @@ class HubertCTC(nn.Module):
         if wav_lens is None:
             wav_lens = torch.ones(len(wav), device=wav.device)
         samples = (wav_lens * wav.shape[1]).round().long()
+        if self.extractor is None:
+            inputs, steps = self._waveforms(wav, samples)
+        else:
+            inputs, steps = self._features(wav, samples)
+        logits = self.model(**inputs).logits
+        frames = self.model._get_feat_extract_output_lengths(steps).clamp(max=logits.shape[1])
+        return logits.float().log_softmax(-1), frames / logits.shape[1]
+
+    def _waveforms(self, wav: Tensor, samples: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """What a model of waveforms takes, and the valid samples."""
         mask = torch.arange(wav.shape[1], device=wav.device) < samples[:, None]
         if self.normalize_wav:
             wav = normalize(wav, mask)
-        logits = self.model(wav, attention_mask=mask.long() if self.wants_mask else None).logits
-        frames = self.model._get_feat_extract_output_lengths(samples).clamp(max=logits.shape[1])
-        return logits.float().log_softmax(-1), frames / logits.shape[1]
+        attention_mask = mask.long() if self.wants_mask else None
+        return {"input_values": wav, "attention_mask": attention_mask}, samples
+
+    def _features(self, wav: Tensor, samples: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """What a model of filter banks takes (wav2vec2-BERT), by its own extractor, and how many
+        of its steps are valid. Nothing is trained below them.
+        """
+        heard = [
+            w[:n].float().numpy() for w, n in zip(wav.detach().cpu(), samples.tolist(), strict=True)
+        ]
+        assert self.extractor is not None
+        inputs = self.extractor(heard, sampling_rate=self.sample_rate, return_tensors="pt")
+        found = {name: inputs[name].to(wav.device) for name in ("input_features", "attention_mask")}
+        return found, found["attention_mask"].sum(1)
 
 
 def normalize(wav: Tensor, mask: Tensor) -> Tensor:
@@ -213,15 +180,3 @@ def normalize(wav: Tensor, mask: Tensor) -> Tensor:
     centred = (wav - mean) * mask
     variance = centred.square().sum(1, keepdim=True) / count
     return centred / (variance + 1e-7).sqrt()
-
-
-def _read_alphabet(folder: Path, size: int) -> CTCAlphabet:
-    file = folder / "vocab.json"
-    if not file.is_file():
-        raise MAMError(f"'{file}': no such file; a pretrained CTC head needs its vocabulary")
-    ids = json.loads(file.read_text(encoding="utf-8"))
-    if max(ids.values()) >= size:
-        raise MAMError(
-            f"'{file}' has the index {max(ids.values())}, the CTC head only {size} labels"
-        )
-    return CTCAlphabet(ids)
