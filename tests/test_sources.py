@@ -74,11 +74,11 @@ def test_what_nobody_asked_for_may_be_missing(cache: Cache, bert_folder: Path) -
     """The Hub's client keeps a list of all of a repository's files beside the snapshot."""
     commit = "a" * 40
     folder = cache.snapshot(commit, bert_folder)
-    entry = {"size": 3, "blob_id": "0", "lfs_sha256": None, "lfs_size": None, "xet_hash": None}
+    entry = {"size": 3, "blob_id": "0"}
     names = [*(file.name for file in folder.iterdir()), "picture.png", "tf_model.h5"]
     (cache.model / "trees").mkdir()
     (cache.model / "trees" / f"{commit}.json").write_text(
-        json.dumps({"version": 1, "entries": dict.fromkeys(names, entry)})
+        json.dumps({"format_version": 1, "files": dict.fromkeys(names, entry)})
     )
     assert resolve_model(NAME) == folder
 

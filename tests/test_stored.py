@@ -461,3 +461,17 @@ def test_subclasses_without_another_storage_pass() -> None:
 
     for tensor in (nn.Parameter(torch.ones(2)), torch.ones(2).as_subclass(Named)):
         check_plain(tensor, "weight", "the model")
+
+
+@pytest.mark.parametrize("apply", [Merge, LearnableMAM])
+def test_a_bias_that_its_weights_scale_makes_infinite(apply: Callable, bert_folder: Path) -> None:
+    class Tiny(Changed):
+        def tensor(self, key: tuple[int, str, str]) -> torch.Tensor:
+            return self.donor.tensor(key) * (1e-35 if key[2] == "weight" else 1e10)
+
+    model, donor = build_speech_model(), Donor(bert_folder)
+    plan = make_plan(find_attention(model), donor.index, lam=0.9, donor_scale="match_norm")
+    with pytest.raises(
+        MAMError, match=r"'encoder.layer.0.attention.self.query.bias' would hold val"
+    ):
+        apply(model, plan, Tiny(donor, with_bad(0.0)))
