@@ -72,7 +72,9 @@ class OnnxFile(DonorFolder):
 
 
 @lru_cache(maxsize=1)
-def _linear_layers(path: Path, state: tuple[int, int]) -> tuple[dict[str, Any], dict[str, str]]:
+def _linear_layers(
+    path: Path, state: tuple[int, int, int]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The initialisers of linear layers by the names of their modules, and their types.
 
     Nothing is copied.

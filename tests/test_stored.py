@@ -366,14 +366,18 @@ def test_a_target_that_is_not_finite_is_refused(way: str, bad: str, bert_folder:
     check_unchanged(model, before)
 
 
-def test_a_merge_that_leaves_the_range_of_half_precision(bert_folder: Path) -> None:
+@pytest.mark.parametrize("way", ["merge", "fold"])
+def test_a_merge_that_leaves_the_range_of_half_precision(way: str, bert_folder: Path) -> None:
     model, donor = build_speech_model().half(), Donor(bert_folder)
     plan = make_plan(find_attention(model), donor.index, lam=0.5)
     large = Changed(donor, lambda tensor: tensor * 1e6)
+    mam = LearnableMAM(model, plan, large) if way == "fold" else None
     before = snapshot(model)
     with pytest.raises(MAMError, match=r"1\.attention.q_proj.weight' would hold .* in float16"):
-        Merge(model, plan, large)
+        Merge(model, plan, large) if mam is None else mam.fold()
     check_unchanged(model, before)
+    if mam is not None:
+        assert all(value == 0.5 for value in mam.values().values())
 
 
 # --- on disk
