@@ -40,6 +40,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!speechbrain_mam\.).*"),
     ("py:data", r"speechbrain_mam\.architectures\.ARCHITECTURES"),  # a page of its own: models
+    ("py:class", r"speechbrain_mam\.(stored\.Values|once_a_forward\.Result)"),  # type variables
 ]
 # Two classes of one name, in search and in report, are told apart by their modules.
 suppress_warnings = ["ref.python"]
@@ -48,6 +49,7 @@ GROUPS = {
     "core": (
         *("mam", "attention", "architectures", "architecture_row", "donor", "choices", "plan"),
         *("merge", "methods", "alignment", "merged_linear", "learnable", "sources", "errors"),
+        *("model_folder", "weight_files", "stored"),
     ),
     "speechbrain": (
         *("brain", "task", "asr", "asr_data", "audio_events", "audio_events_data"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from speechbrain_mam.donor import DonorFolder
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.reading import load_checkpoint, state_dict, stored_as
+from speechbrain_mam.weight_files import WeightFiles
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ class BEATsFile(DonorFolder):
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.weights = path, WeightFiles((path,))
         content = load_checkpoint(
             path, "load it, and torch.save({'cfg': a plain dict, 'model': its state dict}, file)"
         )
@@ -52,10 +53,6 @@ class BEATsFile(DonorFolder):
         self.shapes = {name: one.shape for name, one in stored.items()}
         self.types = {name: one.type for name, one in stored.items()}
         self.files = dict.fromkeys(self.shapes, path)
-
-    def weight_files(self) -> list[Path]:
-        """The file itself."""
-        return [self.path]
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in the precision that it is stored in."""

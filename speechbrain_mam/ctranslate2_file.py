@@ -26,6 +26,7 @@ import numpy as np
 from speechbrain_mam.donor import DonorFolder
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.stored import check_finite, check_type
+from speechbrain_mam.weight_files import WeightFiles
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +152,7 @@ class CTranslate2File(DonorFolder):
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.weights = path, WeightFiles((path,))
         spec, variables = read_model(path)
         self._variables = variables
         self.config = {"model_type": f"ctranslate2/{spec}"}
@@ -173,10 +174,6 @@ class CTranslate2File(DonorFolder):
         # AWQ and its kin have a zero point too, of which the formula above knows nothing
         known = fits and f"{stored}_zero" not in self._variables
         return "float32" if known else f"{kind} with a scale of another scheme"
-
-    def weight_files(self) -> list[Path]:
-        """The file itself."""
-        return [self.path]
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor: as it is stored, or in float32 where that is an integer with a scale."""

@@ -27,6 +27,7 @@ from speechbrain_mam.merged_module import MergedModule
 from speechbrain_mam.once_a_forward import keep_merged_within
 from speechbrain_mam.plan import MergePlan
 from speechbrain_mam.sites import build_sites, check_donors
+from speechbrain_mam.stored import check_plain
 
 GRANULARITIES = ("model", "layer", "projection", "head")
 CONSTRAINTS = ("project", "sigmoid", "none")
@@ -90,7 +91,10 @@ class LearnableMAM:
         self.plan, self.granularity, self.constraint = plan, granularity, constraint
         self.donors = donor.names if isinstance(donor, DonorMix) else ()
         names = {entry.target for entry in plan.entries}
-        dtypes = [p.dtype for name, p in target.named_parameters() if name in names]
+        touched = {name: p for name, p in target.named_parameters() if name in names}
+        for name, parameter in touched.items():
+            check_plain(parameter, name, type(target).__name__)
+        dtypes = [parameter.dtype for parameter in touched.values()]
         dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
         lams = start_values(plan, granularity, constraint, dtype)
         if isinstance(donor, DonorMix):
@@ -130,11 +134,21 @@ class LearnableMAM:
 
         They have the bits that a zero-shot merge with this λ gives. :meth:`insert` undoes it: λ and
         the target's weights are kept.
+
+        Raises
+        ------
+        MAMError
+            If a merged tensor is out of the range of the target's half precision. λ is in the
+            model then as before.
         """
         self._unhook()
-        for site in self._sites:
-            site.follow()
-            site.put(site.folded())
+        try:
+            for site in self._sites:
+                site.follow()
+                site.put(site.folded())
+        except MAMError:
+            self.insert()
+            raise
 
     def _unhook(self) -> None:
         for handle in self._hooks:

@@ -16,6 +16,7 @@ from speechbrain_mam.donor import DonorFolder
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.reading import read_json, state_of
 from speechbrain_mam.stored import check_type
+from speechbrain_mam.weight_files import WeightFiles
 
 if TYPE_CHECKING:
     import torch
@@ -49,15 +50,11 @@ class OnnxFile(DonorFolder):
     """
 
     def __init__(self, path: Path, config: dict[str, Any] | None = None):
-        self.path = path
+        self.path, self.weights = path, WeightFiles((path,))
         self.config = config or read_json(path.parent / "config.json")
         self._tensors, self.types = _linear_layers(path, state_of(path))
         self.shapes = {name: tuple(reversed(tensor.dims)) for name, tensor in self._tensors.items()}
         self.files = dict.fromkeys(self.shapes, path)
-
-    def weight_files(self) -> list[Path]:
-        """The file itself."""
-        return [self.path]
 
     def read(self, name: str) -> torch.Tensor:
         """One weight ``[out, in]`` or bias ``[out]``, in the precision that it is stored in."""
@@ -75,7 +72,9 @@ class OnnxFile(DonorFolder):
 
 
 @lru_cache(maxsize=1)
-def _linear_layers(path: Path, state: tuple[int, int]) -> tuple[dict[str, Any], dict[str, str]]:
+def _linear_layers(
+    path: Path, state: tuple[int, int, int]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The initialisers of linear layers by the names of their modules, and their types.
 
     Nothing is copied.

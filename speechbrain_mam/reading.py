@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 import zipfile
 from collections.abc import Sequence
 from functools import lru_cache
@@ -83,10 +84,12 @@ def stored_as(tensor: torch.Tensor) -> Stored:
     return Stored(tuple(tensor.shape), type_name(tensor))
 
 
-def state_of(file: Path) -> tuple[int, int]:
+def state_of(file: Path) -> tuple[int, int, int]:
     """What tells that a file was written anew: it goes into a cache's key with its path."""
     found = file.stat()
-    return found.st_mtime_ns, found.st_size
+    # Within a tick of the clock a second writing has the time of the first: not to be kept then.
+    fresh = time.time_ns() - found.st_mtime_ns < 2_000_000_000
+    return found.st_mtime_ns, found.st_size, time.monotonic_ns() if fresh else 0
 
 
 def load_bin(file: Path) -> dict[str, torch.Tensor]:
@@ -95,7 +98,7 @@ def load_bin(file: Path) -> dict[str, torch.Tensor]:
 
 
 @lru_cache(maxsize=1)  # every tensor of a .bin comes with the whole file; mmap keeps it on disk
-def _load_bin(file: Path, state: tuple[int, int]) -> dict[str, torch.Tensor]:
+def _load_bin(file: Path, state: tuple[int, int, int]) -> dict[str, torch.Tensor]:
     found = load_checkpoint(
         file,
         "load the model with transformers and call save_pretrained(folder), which writes "
@@ -134,7 +137,7 @@ def sha256_of(file: Path) -> str:
 
 
 @lru_cache(maxsize=8)
-def _sha256_of(file: Path, state: tuple[int, int]) -> str:
+def _sha256_of(file: Path, state: tuple[int, int, int]) -> str:
     digest = sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -44,7 +44,8 @@ class TensorFile:
     Arguments
     ---------
     path : Path
-        A whole safetensors file, as :class:`~speechbrain_mam.donor.ModelFolder` has checked it.
+        A whole safetensors file, which :class:`~speechbrain_mam.model_folder.ModelFolder` has
+        checked.
     mode : str
         ``"rb"``, or ``"r+b"`` to overwrite.
     copy_of : Path, optional

@@ -27,6 +27,7 @@ from speechbrain_mam.merged_other import (
 )
 from speechbrain_mam.methods import method_named
 from speechbrain_mam.plan import MergePlan, PlanEntry
+from speechbrain_mam.stored import checked_result
 
 Found = Sequence[tuple[PlanEntry, Tensor]]
 """The entries of one module with the donor's tensors (of several donors, on top of each other)."""
@@ -83,6 +84,8 @@ class Site(NamedTuple):
         names = merged.names if isinstance(merged, MergedRows) else ("weight", "bias")
         for name, tensor in zip(names, merged.folded(), strict=True):
             if tensor is not None:
+                if tensor.element_size() == 2:  # the cast to it is what may overflow
+                    checked_result(tensor, f"{self.path}.{name}")
                 trained = merged.own(name).requires_grad
                 folded._parameters[name] = nn.Parameter(tensor.clone(), requires_grad=trained)
         return folded

@@ -305,6 +305,10 @@ def shard_outside(folder: Path) -> None:
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
 
 
+def only_an_index(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / f"{WEIGHTS}.index.json").write_text("{}")
+
+
 def as_integers(folder: Path) -> None:
     state = {name: tensor.to(torch.int8) for name, tensor in load(folder).items()}
     save_file(state, folder / WEIGHTS)
@@ -358,13 +362,13 @@ DAMAGE = {
         edit_config(num_attention_heads=None),
         "expected a number as 'num_attention_heads'",
     ),
-    "no map": (write(f"{WEIGHTS}.index.json", "{}"), "has no 'weight_map'"),
+    "no map": (only_an_index, "has no 'weight_map'"),
     "code": (pickled_code, "holds pickled code and is not read"),
     "old code": (old_pickled_code, "holds pickled code and is not read"),
     "bin cut": (lambda f: (as_bin(f), truncate(f / "pytorch_model.bin")), "is not a whole PyTorch"),
     "lost shard": (lose_a_shard, "names the shard 'model-00002-of"),
     "shard outside": (shard_outside, "lies outside of the folder"),
-    "integers": (as_integers, "is stored as I8; only F64, F32, F16, BF16 can be merged"),
+    "integers": (as_integers, "is stored as int8, expected floating point"),
     "width": (narrow_donor, "widths differ: target 'hubert.encoder.layers.0.attention.q_proj.weig"),
 }
 

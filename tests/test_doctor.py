@@ -99,7 +99,7 @@ def test_a_donor_that_is_not_there(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     without(monkeypatch, wheel)
-    monkeypatch.setattr(offline, "_in_cache", lambda name: False)
+    monkeypatch.setattr(sources, "_in_cache", lambda name, lonely: (None, ""))
     found, line = told(capsys)
     broken = [recipe["name"] for recipe in found["recipes"] if not recipe["ok"]]
     assert set(recipes) <= set(broken)

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import runpy
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from speechbrain_mam.attention import find_attention
 from speechbrain_mam.donor import Donor, ModelFolder
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merge import donor_tensors, linear
+from speechbrain_mam.merge import Merge, donor_tensors, linear
 from speechbrain_mam.plan import MergePlan, make_plan
-from speechbrain_mam.rewrite import TensorFile, merge_folders, mix
+from speechbrain_mam.rewrite import TensorFile, _round_ties, merge_folders, mix
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "merge_memory.py"
 
 
 def write_folder(
-    path: Path, model_type: str, dtype: torch.dtype = torch.float32, layers: int = 2
+    path: Path,
+    model_type: str,
+    dtype: torch.dtype = torch.float32,
+    layers: int = 2,
+    width: int = 8,
+    seed: int = 0,
 ) -> ModelFolder:
     """A model folder with nothing but self-attention and one other tensor."""
     name = {
@@ -31,11 +40,11 @@ def write_folder(
         "bert": "encoder.layer.{}.attention.self.{}.{}",
     }[model_type]
     projections = {"hubert": "qkv", "bert": ("query", "key", "value")}[model_type]
-    generator = torch.Generator().manual_seed(len(model_type))
+    generator = torch.Generator().manual_seed(len(model_type) + seed)
     tensors = {"other": torch.arange(7)}
     for layer in range(layers):
         for projection in projections:
-            for kind, shape in (("weight", (8, 8)), ("bias", (8,))):
+            for kind, shape in (("weight", (width, width)), ("bias", (width,))):
                 values = torch.randn(shape, generator=generator, dtype=torch.float64)
                 tensors[name.format(layer, projection, kind)] = values.to(dtype)
     path.mkdir()
@@ -129,6 +138,130 @@ def test_match_norm_refuses_a_donor_of_zeros(tmp_path: Path) -> None:
     save_file(zeros, file)
     plan = make_plan(target.attention(), donor.attention(), donor_scale="match_norm")
     with pytest.raises(MAMError, match=r"'encoder.layer.0.attention.self.query.weight' is all zer"):
+        merged(tmp_path, plan, target, donor)
+
+
+SHARES = [1.0, 0.999, 0.95, 0.5, 0.0]
+"""One for each layer. In bfloat16, 0.999 is 1."""
+
+MERGES = {
+    "linear": {},
+    "match_norm": {"donor_scale": "match_norm"},
+    "norm_matched": {"method": "norm_matched"},
+    "slerp": {"method": "slerp"},
+    "multi_path": {"method": "multi_path"},
+    "pretrained": {"method": "pretrained"},
+    "heads": {"align": "heads"},
+    "rotation": {"align": "rotation"},
+    "heads, match_norm": {"align": "heads", "donor_scale": "match_norm"},
+    "crop": {"width": "crop"},
+}
+
+
+def live(folder: ModelFolder) -> nn.Module:
+    """A module with the folder's tensors as parameters, in the precision of the file."""
+    root = nn.Module()
+    root.config = SimpleNamespace(**folder.config)
+    for name in folder.files:
+        *path, last = name.split(".")
+        module = root
+        for step in path:
+            if step not in module._modules:
+                module.add_module(step, nn.Module())
+            module = module._modules[step]
+        module.register_parameter(last, nn.Parameter(folder.read(name), requires_grad=False))
+    return root
+
+
+@pytest.mark.parametrize("donor_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("merge", MERGES)
+def test_on_disk_every_merge_has_the_bits_of_the_live_one(
+    merge: str, dtype: torch.dtype, donor_dtype: torch.dtype, tmp_path: Path
+) -> None:
+    target = write_folder(tmp_path / "target", "hubert", dtype, len(SHARES), width=24)
+    family, width = ("hubert" if merge == "pretrained" else "bert"), (32 if merge == "crop" else 24)
+    donor = write_folder(tmp_path / "donor", family, donor_dtype, len(SHARES), width, seed=5)
+    options = {"lam": SHARES, **MERGES[merge]}
+    plan = make_plan(target.attention(), donor.attention(), **options)
+    found = merged(tmp_path, plan, target, donor)
+    model = live(target)
+    assert find_attention(model).tensors == target.attention().tensors
+    Merge(model, plan, Donor(donor.path))
+    for entry in plan.entries:
+        expected, before = model.get_parameter(entry.target), target.read(entry.target)
+        assert found[entry.target].dtype == dtype
+        assert torch.equal(found[entry.target], expected), (entry.target, entry.lam)
+        assert torch.equal(found[entry.target], before) == (entry.lam == 1), (
+            entry.target,
+            entry.lam,
+        )
+    assert torch.equal(found["other"], target.read("other"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lam", [0.999, 0.95])
+def test_lam_is_never_cast_to_the_weights_precision(
+    dtype: torch.dtype, lam: float, tmp_path: Path
+) -> None:
+    target = write_folder(tmp_path / "target", "hubert", dtype, width=24)
+    donor = write_folder(tmp_path / "donor", "bert", dtype, width=24)
+    plan = make_plan(target.attention(), donor.attention(), lam=lam)
+    found = merged(tmp_path, plan, target, donor)
+    for entry in plan.entries:
+        ours, theirs = target.read(entry.target).double(), donor.read(entry.donor).double()
+        exact = lam * ours + (1 - lam) * theirs
+        rounding = torch.finfo(dtype).eps * exact.abs() + 4 * torch.finfo(torch.float32).eps
+        assert ((found[entry.target].double() - exact).abs() <= rounding).all()
+
+
+def test_sums_between_two_float32_are_rounded_once() -> None:
+    """float64 rounds these sums to the middle between two float32, which hides their side of it."""
+    base = np.float64([1.0, 1.0 + 2**-23, 1.0, -1.0])
+    step = np.float64([2**-24 + 2**-76, 2**-24 - 2**-77, 2**-24, 0.5])
+    mixed = base + step
+    assert mixed.astype(np.float32).tolist() == [1.0, 1 + 2**-22, 1.0, -0.5]
+    _round_ties(mixed, base, step)
+    assert mixed.astype(np.float32).tolist() == [1 + 2**-23, 1 + 2**-23, 1.0, -0.5]
+
+
+@pytest.mark.parametrize("donor_dtype", DTYPES)
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+@pytest.mark.parametrize("options", [{}, {"align": "heads"}, {"lam": 1}])
+def test_both_ways_on_disk_have_the_donors_fingerprint(
+    options: dict, form: str, donor_dtype: torch.dtype, tmp_path: Path
+) -> None:
+    target = write_folder(tmp_path / "target", "hubert")
+    donor = write_folder(tmp_path / "donor", "bert", donor_dtype)
+    if form == "bin":
+        torch.save(load_file(donor.path / "model.safetensors"), donor.path / "pytorch_model.bin")
+        (donor.path / "model.safetensors").unlink()
+        donor = ModelFolder(donor.path)
+    plan = make_plan(target.attention(), donor.attention(), **{"lam": 0.5, **options})
+    merged(tmp_path, plan, target, donor)
+    kept = json.loads((tmp_path / "out" / "mam_plan.json").read_text(encoding="utf-8"))
+    keys = [entry.donor_key for entry in plan.entries]
+    digest = hashlib.sha256()
+    for entry in plan.entries:
+        digest.update(repr((entry.donor_key, entry.shape)).encode())
+        digest.update(donor.read(entry.donor).float().numpy().tobytes())
+    assert kept["donor_sha256"] == Donor(donor.path).fingerprint(keys) == digest.hexdigest()
+
+
+@pytest.mark.filterwarnings("error")  # NumPy's would be a second line on stderr
+@pytest.mark.parametrize("options", [{}, {"method": "slerp"}])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_result_out_of_range_is_refused(
+    dtype: torch.dtype, options: dict, tmp_path: Path
+) -> None:
+    target = write_folder(tmp_path / "target", "hubert", dtype)
+    donor = write_folder(tmp_path / "donor", "bert", torch.float64)
+    file = donor.path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["encoder.layer.1.attention.self.key.bias"][3] = 1e300
+    save_file(tensors, file)
+    plan = make_plan(target.attention(), donor.attention(), lam=0.5, **options)
+    with pytest.raises(MAMError, match=r"layers.1.attention.k_proj.bias' would hold values that"):
         merged(tmp_path, plan, target, donor)
 
 

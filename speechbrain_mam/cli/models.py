@@ -75,7 +75,11 @@ def merge_command(options: argparse.Namespace) -> None:
 
 
 def _open_folders(options: argparse.Namespace) -> tuple[ModelFolder, ModelFolder]:
-    return ModelFolder(resolve_model(options.target)), open_donor(options.donor)
+    folders = ModelFolder(resolve_model(options.target)), open_donor(options.donor)
+    for folder in folders:
+        if folder.weights.note:
+            sys.stderr.write(f"note: {folder.weights.note}\n")
+    return folders
 
 
 def _make_plan(options: argparse.Namespace, target: ModelFolder, donor: ModelFolder) -> MergePlan:
