@@ -131,7 +131,8 @@ def test_what_is_kept_changes_no_figure(live):
     output = run(model)
     output.square().sum().backward()
     kept = gradients(mam)
-    mam._unhook()
+    for handle in mam._hooks:
+        handle.remove()
     for lam in mam.lams:
         lam.grad = None
     assert torch.equal(run(model), output)
