@@ -88,9 +88,9 @@ def fold(target: Tensor, donor: Tensor, lam: Tensor, method: MergeMethod) -> Ten
     -------
     >>> from speechbrain_mam.methods import METHODS
     >>> lam = torch.tensor([[1.0], [0.5]])
-    >>> fold(torch.full((2, 1), -0.0), -torch.ones(2, 1), lam, METHODS["linear"])
+    >>> fold(torch.full((2, 1), -0.0), torch.ones(2, 1), lam, METHODS["linear"])
     tensor([[-0.0000],
-            [-0.5000]])
+            [ 0.5000]])
     """
     if lam.numel() == 1:
         return merge.linear(target, donor, lam.item(), method.name)
