@@ -114,18 +114,16 @@ class LearnableMAM:
 
     def insert(self) -> None:
         """Put the merged projections (back) in."""
+        self._begin_change()
         for site in self._sites:
-            site.follow()
             site.put(site.merged)
-        self._unhook()
         readers = {id(site.reader): site.reader for site in self._sites if site.reads_weight}
         self._hooks = keep_merged_within(readers.values())
 
     def remove(self) -> None:
         """Take them out: the target's own projections, with their own current weights, are back."""
-        self._unhook()
+        self._begin_change()
         for site in self._sites:
-            site.follow()
             site.put(site.plain)
 
     @torch.no_grad()
@@ -141,19 +139,20 @@ class LearnableMAM:
             If a merged tensor is out of the range of the target's half precision. λ is in the
             model then as before.
         """
-        self._unhook()
+        self._begin_change()
         try:
             for site in self._sites:
-                site.follow()
                 site.put(site.folded())
         except MAMError:
             self.insert()
             raise
 
-    def _unhook(self) -> None:
+    def _begin_change(self) -> None:
         for handle in self._hooks:
             handle.remove()
         self._hooks = []
+        for site in self._sites:  # all of them first: a site may be inside of another
+            site.follow()
 
     def parameters(self) -> list[nn.Parameter]:
         """The learned λ (logits under ``sigmoid``)."""

@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechbrain_mam.merged_module import MergedModule as MergedModule
-from speechbrain_mam.merged_module import fold, mean, merged_attribute, mix, wide
+from speechbrain_mam.merged_module import (
+    autocast_as_now,
+    fold,
+    mean,
+    merged_attribute,
+    mix,
+    wide,
+)
 from speechbrain_mam.methods import METHODS, MergeMethod
 
 
@@ -54,12 +61,7 @@ class _MergedLinearFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, donor_weight, donor_bias, lam, lam_bias):
-        device = x.device.type
-        ctx.autocast = {
-            "device_type": device,
-            "enabled": torch.is_autocast_enabled(device),
-            "dtype": torch.get_autocast_dtype(device),
-        }
+        ctx.autocast = autocast_as_now(x.device)
         ctx.save_for_backward(x, weight, bias, donor_weight, donor_bias, lam, lam_bias)
         spread = lam if lam_bias is not None else _column(lam)
         merged = _merge(weight, donor_weight, spread, _BUFFERS.get(donor_weight, "merged"))
@@ -83,7 +85,7 @@ class _MergedLinearFunction(torch.autograd.Function):
         # W_target − W_donor serves twice: in the merged weight and in ∂L/∂λ.
         own, buffer = weight.to(donor_weight.dtype), _BUFFERS.get(donor_weight, "merged")
         difference = torch.sub(own, donor_weight, out=_BUFFERS.get(own, "difference"))
-        with torch.autocast(**ctx.autocast):
+        with ctx.autocast():
             if needs_x:
                 if weight.dtype == donor_weight.dtype:
                     merged = torch.addcmul(donor_weight, difference, spread, out=buffer)

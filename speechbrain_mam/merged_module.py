@@ -6,6 +6,7 @@ is kept in: λ = 0.999 is 1 in bfloat16, and a merge is computed in float32 and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -28,6 +29,14 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     (torch.float32, torch.float64)
     """
     return torch.promote_types(dtype, torch.float32)
+
+
+def autocast_as_now(device: torch.device) -> Callable[[], AbstractContextManager]:
+    """Gives contexts with the present autocast of a device, for a backward pass later on."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext
+    enabled, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+    return functools.partial(torch.autocast, device.type, dtype, enabled)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
@@ -79,9 +88,9 @@ def fold(target: Tensor, donor: Tensor, lam: Tensor, method: MergeMethod) -> Ten
     -------
     >>> from speechbrain_mam.methods import METHODS
     >>> lam = torch.tensor([[1.0], [0.5]])
-    >>> fold(torch.full((2, 1), -0.0), -torch.ones(2, 1), lam, METHODS["linear"])
+    >>> fold(torch.full((2, 1), -0.0), torch.ones(2, 1), lam, METHODS["linear"])
     tensor([[-0.0000],
-            [-0.5000]])
+            [ 0.5000]])
     """
     if lam.numel() == 1:
         return merge.linear(target, donor, lam.item(), method.name)

@@ -75,7 +75,11 @@ class Site(NamedTuple):
             self.merged._parameters.update({n: self.plain._parameters[n] for n in names})
         like = next(present.parameters(recurse=False), None)
         if present is not self.merged and like is not None:
-            self.merged.to(like.device, like.dtype)
+            own, donor = self.merged.own(names[0]), self.merged.donor_weight
+            found = (own.dtype, own.device, donor.dtype, donor.device)
+            if found != (like.dtype, like.device, wide(like.dtype), like.device):
+                # parts of it that are sites follow by themselves
+                self.merged._apply(lambda tensor: tensor.to(like.device, like.dtype), recurse=False)
         self.plain._parameters.update({n: self.merged._parameters[n] for n in names})
 
     def folded(self) -> nn.Module:
