@@ -60,9 +60,7 @@ def load_model(folder: Path, overrides: Mapping[str, Any], head: bool = True) ->
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise MAMError(
-                f"'{folder}' is no CTC recogniser that can be loaded: {reason}"
-            ) from error
+            raise MAMError(f"'{folder}' cannot be loaded as a CTC recogniser: {reason}") from error
     missing = sorted(name for name in info["missing_keys"] if not HARMLESS.fullmatch(name))
     heads = [name for name in missing if name.startswith("lm_head.")]
     if heads and head:
