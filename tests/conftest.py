@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads it then
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is: each worker has one core
 
 import numpy as np
+import processes
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from transformers import (
     BertConfig,
@@ -25,6 +30,8 @@ from transformers import (
     WavLMConfig,
     WavLMForCTC,
 )
+
+from speechbrain_mam.embedded.corpora import mini_corpus
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -40,17 +47,59 @@ FAMILIES = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--no-fork",
+        action="store_true",
+        help="run each recipe as a process of its own, not in a fork of a warm one",
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems():
+def pytest_cmdline_main(config):
+    """A file or two are done before a second worker has imported torch: they need none."""
+    given = config.invocation_params.args
+    if not any(str(word).startswith(("-n", "--numprocesses")) for word in given):
+        files = [word.partition("::")[0].endswith(".py") for word in config.args]
+        if all(files) and len(files) <= 2:
+            config.option.numprocesses = 0
+
+
+def pytest_configure(config):
+    processes.forks_allowed &= not config.getoption("--no-fork")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no worker is left alone with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    give_lazy_modules_a_file()
+
+
+def pytest_runtest_setup():
+    """A test may have brought more of them."""
+    give_lazy_modules_a_file()
+
+
+def give_lazy_modules_a_file():
     """Hypothesis asks each module for its file, which would import SpeechBrain's lazy ones."""
     for module in list(sys.modules.values()):
         if type(module).__name__ in ("LazyModule", "DeprecatedModuleRedirect"):
             vars(module).setdefault("__file__", None)
 
 
-def pytest_runtest_setup():
-    """A test may have brought more of them."""
-    pytest_collection_modifyitems()
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills once a session, for the tests of all workers to read."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
+    shared.mkdir(exist_ok=True)
+    folder, finished = shared / name, shared / f"{name}.finished"
+    with FileLock(shared / f"{name}.lock"):
+        if not finished.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # half of it, where `make` has failed
+            make(folder)
+            finished.touch()
+    return folder
 
 
 def speech_config(family: str = "hubert", **overrides):
@@ -130,14 +179,23 @@ def save_corpus(folder: Path, utterances: int = 20, rate_hz: int = 16000) -> Pat
     return folder
 
 
+def expanded_corpus(tmp_path_factory, name: str) -> Path:
+    """A mini corpus of the package's, alone in its cache; expanding takes seconds."""
+
+    def expand(cache: Path) -> None:
+        mini_corpus(name, cache=cache)
+
+    return mini_corpus(name, cache=made_once(tmp_path_factory, f"corpus_{name}", expand))
+
+
 @pytest.fixture(scope="session")
 def hubert_folder(tmp_path_factory) -> Path:
-    return save_speech_model(tmp_path_factory.mktemp("hubert"))
+    return made_once(tmp_path_factory, "hubert", save_speech_model)
 
 
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory) -> Path:
-    return save_bert(tmp_path_factory.mktemp("bert"))
+    return made_once(tmp_path_factory, "bert", save_bert)
 
 
 @pytest.fixture()

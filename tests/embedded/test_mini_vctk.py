@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import REPO
+from conftest import REPO, expanded_corpus
 from test_hubert_ctc import ALPHABET
 
 from speechbrain_mam.embedded import corpora
@@ -36,8 +36,7 @@ TRAINED = {*BRISK_VOICES, *ESPEAK_VOICES, *FESTIVAL_VOICES, *FLITE_VOICES, *PIPE
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """Expanding takes about 5 s."""
-    return mini_corpus("mini_vctk", cache=tmp_path_factory.mktemp("cache"))
+    return expanded_corpus(tmp_path_factory, "mini_vctk")
 
 
 @pytest.fixture(scope="module")
