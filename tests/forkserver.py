@@ -11,6 +11,7 @@ from being born by ``OMP_NUM_THREADS=1``, autograd's by computing nothing.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import json
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LIBRARIES = (
     *("matplotlib.pyplot", "numpy", "scipy.stats", "soundfile", "torch", "torch.distributed"),
@@ -135,7 +136,27 @@ def serve() -> Callable[[], object] | None:
     return None
 
 
-if __name__ == "__main__":
-    program = serve()
-    if program is not None:  # the interpreter ends a fork as it ends every process
+def end(program: Callable[[], object]) -> NoReturn:
+    """Run it, and end as the interpreter does, but for taking apart what was imported."""
+    code: Any = 0
+    try:
         program()
+    except SystemExit as asked:
+        code = 0 if asked.code is None else asked.code
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()  # waits for the threads
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code & 0xFF)
+
+
+if __name__ == "__main__":
+    asked = serve()
+    if asked is not None:
+        end(asked)
