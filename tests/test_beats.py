@@ -6,15 +6,14 @@ import copy
 import csv
 import logging
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 import torchaudio
-from conftest import REPO, save_bert
+from conftest import save_bert
+from processes import run_python
 from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.lobes.models.beats import BEATs
 from tiny_beats import CFG, clips, save_beats, tiny_state
@@ -189,11 +188,8 @@ def test_mean_and_deviation_are_keys(checkpoint):
 
 
 def test_the_benchmark_of_the_filter_banks_runs():
-    done = subprocess.run(
-        [sys.executable, str(REPO / "benchmarks" / "beats_fbank.py"), "--rounds", "3",
-         "--clips", "4", "--seconds", "1"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    options = ("--rounds", "3", "--clips", "4", "--seconds", "1")
+    done = run_python("benchmarks/beats_fbank.py", *options, timeout_s=120)
     assert done.returncode == 0, done.stderr
     assert "× faster" in done.stdout and "worst difference" in done.stdout
 
@@ -541,12 +537,8 @@ def test_what_is_cached_is_not_computed_and_a_bias_kept_once(checkpoint):
 
 
 def test_two_ranks_agree(checkpoint, bert_folder, tmp_path):
-    """λ and every weight after three steps of DDP, on different clips; about 20 s."""
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         str(REPO / "tests" / "ddp_beats.py"), str(checkpoint), str(bert_folder), str(tmp_path)],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    """λ and every weight after three steps of DDP, on different clips; about 3 s."""
+    done = run_python("tests/ddp_beats.py", checkpoint, bert_folder, tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert one["seen"] != two["seen"], "each rank has its own clips"

@@ -2,18 +2,16 @@
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "train_step.py"
+import pytest
+from processes import run_python
 
 
 def run(*options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *options], capture_output=True, text=True, timeout=300
-    )
+    return run_python("benchmarks/train_step.py", *options)
 
 
+@pytest.mark.slow
 def test_train_step_tiny():
     done = run("--shape", "tiny", "--steps", "2", "--no-memory", "--json")
     assert done.returncode == 0, done.stderr
@@ -45,12 +43,6 @@ def test_train_step_refuses_one_round():
 
 
 def test_sweep_tiny():
-    script = SCRIPT.with_name("sweep.py")
-    done = subprocess.run(
-        [sys.executable, str(script), "--shape", "tiny"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python("benchmarks/sweep.py", "--shape", "tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("bit-identical") == 2

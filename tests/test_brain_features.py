@@ -320,6 +320,7 @@ class OverFeatures(Plain):
         return self.modules.encoder(torch.stack([batch[:, :160]] * 2, 1).view(2, -1, 16))
 
 
+@pytest.mark.slow
 def test_compile(bert_folder):
     """A compiled encoder (one graph) learns what the plain one does, and is folded."""
     try:

@@ -5,7 +5,7 @@ tests have the keys that a recipe reads, and the very lines that the diff adds. 
 variable ``SPEECHBRAIN_RECIPES`` names a checkout of SpeechBrain instead; then its real YAMLs are
 patched and trained as well.
 
-Each run of a recipe takes about ten seconds, most of them Python's imports.
+Each run of a recipe takes about three seconds, as a process of its own some seconds more.
 """
 
 import csv
@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import REPO, save_bert, save_speech_model
+from conftest import REPO, made_once, save_bert, save_speech_model
+from processes import run_python
 from safetensors.torch import load_file
 
 DIFFS = sorted((REPO / "examples" / "diffs").glob("*.diff"))
@@ -178,19 +179,22 @@ def unmodified(tmp_path_factory) -> Path:
     if checkout := os.environ.get("SPEECHBRAIN_RECIPES"):
         assert (Path(checkout) / "recipes").is_dir(), "SPEECHBRAIN_RECIPES is no checkout"
         return Path(checkout)
-    tmp = tmp_path_factory.mktemp("speechbrain")
-    cache = Path(os.environ.get("SPEECHBRAIN_MAM_CACHE", tmp))
+    return made_once(tmp_path_factory, "speechbrain_recipes", unpack)
+
+
+def unpack(tree: Path) -> None:
+    tree.mkdir()
+    cache = Path(os.environ.get("SPEECHBRAIN_MAM_CACHE", tree))
     archive = cache / f"{RELEASE.replace('==', '-')}.tar.gz"
     if not archive.exists():
-        download(archive, tmp / "requirements.txt")
+        download(archive, tree / "requirements.txt")
     assert hashlib.sha256(archive.read_bytes()).hexdigest() == SHA256, f"{archive}: other content"
     with tarfile.open(archive) as tar:
         for member in tar:
             if name := NEEDED.search(member.name):
-                target = tmp / "tree" / name[1]
+                target = tree / name[1]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(tar.extractfile(member).read())
-    return tmp / "tree"
 
 
 def download(archive: Path, pinned: Path) -> None:
@@ -280,14 +284,13 @@ def patch(recipe: str, unmodified: Path, folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def train(folder: Path, script: str, yaml: Path, options: dict[str, str]) -> None:
+def train(
+    folder: Path, script: str, yaml: Path, options: dict[str, str], fork: bool = True
+) -> None:
     flat = [word for key, value in options.items() for word in (f"--{key}", value)]
-    done = subprocess.run(
-        [sys.executable, Path(script).name, str(yaml), *flat, "--device", "cpu"],
-        cwd=folder / Path(script).parent,
-        capture_output=True,
-        text=True,
-    )
+    place = folder / Path(script).parent
+    arguments = (Path(script).name, yaml, *flat, "--device", "cpu")
+    done = run_python(*arguments, cwd=place, fork=fork)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -329,6 +332,7 @@ def test_ten_lines_are_enough(recipe):
     assert all(line[0] in "+-@" for line in text.splitlines())  # no line of context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_recipe_trains_and_resumes(recipe, unmodified, parts, tmp_path):
     script, yaml_name = files_of(RECIPES[recipe])
@@ -337,7 +341,7 @@ def test_the_recipe_trains_and_resumes(recipe, unmodified, parts, tmp_path):
     yaml = tmp_path / "tiny.yaml"
     yaml.write_text("\n".join([OWN_YAMLS[recipe], *added, ""]), encoding="utf-8")
     options = options_of(recipe, parts, tmp_path / "out")
-    train(tmp_path / "tree", script, yaml, options)
+    train(tmp_path / "tree", script, yaml, options, fork=False)
     check_run(recipe, tmp_path / "out", 1, parts["wav2vec2"])
     first = lambdas(tmp_path / "out")
     train(tmp_path / "tree", script, yaml, options | {"number_of_epochs": "2"})
@@ -345,6 +349,7 @@ def test_the_recipe_trains_and_resumes(recipe, unmodified, parts, tmp_path):
     assert lambdas(tmp_path / "out")[:2] == first != lambdas(tmp_path / "out")[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "SPEECHBRAIN_RECIPES" not in os.environ,
     reason="SPEECHBRAIN_RECIPES is not set: the source distribution has no YAMLs",

@@ -203,6 +203,7 @@ def test_generated_parts():
         conf.fill_in("<!-- generated: something else -->")
 
 
+@pytest.mark.slow
 def test_the_documentation_builds_without_a_warning(tmp_path):
     """About 20 s. The extra ``test`` brings what it takes."""
     pytest.importorskip("sphinx", reason="the documentation's tools are not installed (extra docs)")

@@ -13,8 +13,6 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import REPO, TOKENS, save_bert, save_corpus, save_speech_model
+from conftest import REPO, TOKENS, made_once, save_bert, save_corpus, save_speech_model
+from processes import run_python
 from safetensors.torch import load_file
 from test_cli import everything
 from test_esc50_recipe import save_tones
@@ -40,28 +39,35 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory, bert_folder) -> dict[str, str]:
     """A corpus and a recogniser that never writes <s>, </s> or <unk>, as none that was trained."""
-    folder = tmp_path_factory.mktemp("speech")
-    model = save_speech_model(folder / "hubert")
     from transformers import HubertForCTC
 
-    hubert = HubertForCTC.from_pretrained(model)
-    with torch.no_grad():
-        hubert.lm_head.bias[1:4] = -100
-        hubert.lm_head.weight[5:] *= 20  # letters, not only blanks
-    hubert.save_pretrained(model)
+    def make(folder: Path) -> None:
+        model = save_speech_model(folder / "hubert")
+        hubert = HubertForCTC.from_pretrained(model)
+        with torch.no_grad():
+            hubert.lm_head.bias[1:4] = -100
+            hubert.lm_head.weight[5:] *= 20  # letters, not only blanks
+        hubert.save_pretrained(model)
+        save_corpus(folder / "corpus", utterances=25)
+
+    folder = made_once(tmp_path_factory, "export_speech", make)
     return {
-        "data_folder": str(save_corpus(folder / "corpus", utterances=25)),
-        "speech_model": str(model),
+        "data_folder": str(folder / "corpus"),
+        "speech_model": str(folder / "hubert"),
         "donor_model": str(bert_folder),
     }
 
 
 @pytest.fixture(scope="module")
 def events(tmp_path_factory, bert_folder) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("esc50")
+    def make(folder: Path) -> None:
+        save_tones(folder / "corpus")
+        save_beats(folder / "tiny.pt")
+
+    folder = made_once(tmp_path_factory, "export_events", make)
     return {
-        "data_folder": str(save_tones(folder / "corpus")),
-        "beats_checkpoint": str(save_beats(folder / "tiny.pt")),
+        "data_folder": str(folder / "corpus"),
+        "beats_checkpoint": str(folder / "tiny.pt"),
         "donor_model": str(bert_folder),
         "num_classes": "3",
         "precision": "fp32",
@@ -106,25 +112,24 @@ EVENT_RUNS: dict[str, dict[str, str]] = {
 @pytest.fixture(scope="module")
 def speech_run(tmp_path_factory, speech) -> Callable[[str], Path]:
     """The output folder of a recipe's run, by its YAML; run once."""
-    folder = tmp_path_factory.mktemp("speech_runs")
 
     def finished(kind: str) -> Path:
-        if not (folder / kind).exists():
-            run(command(kind, speech, folder / kind, **SPEECH_RUNS[kind]))
-        return folder / kind
+        def train(folder: Path) -> None:
+            run(command(kind, speech, folder, **SPEECH_RUNS[kind]))
+
+        return made_once(tmp_path_factory, f"speech_{kind}", train)
 
     return finished
 
 
 @pytest.fixture(scope="module")
 def event_run(tmp_path_factory, events) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("event_runs")
-
     def finished(method: str) -> Path:
-        if not (folder / method).exists():
+        def train(folder: Path) -> None:
             kind = "mam_zeroshot" if "zeroshot" in method else method
-            train_events(kind, events, folder / method, **EVENT_RUNS[method])
-        return folder / method / "fold_1"
+            train_events(kind, events, folder, **EVENT_RUNS[method])
+
+        return made_once(tmp_path_factory, f"events_{method}", train) / "fold_1"
 
     return finished
 
@@ -145,14 +150,8 @@ Job = tuple[str, str, dict[str, str]]
 def elsewhere(jobs: list[Job], scratch: Path) -> list[dict[str, str]]:
     """What exports write where this package cannot be imported."""
     (scratch / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, str(REPO / "tests" / "run_export.py"), str(scratch / "jobs.json")],
-        capture_output=True,
-        text=True,
-        cwd=scratch,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        timeout=200,
-    )
+    script = REPO / "tests" / "run_export.py"
+    done = run_python(script, scratch / "jobs.json", cwd=scratch, timeout_s=200)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -277,19 +276,16 @@ def test_the_card(speech_run, event_run, tmp_path) -> None:
         assert str(tmp_path.parent) not in card, "a path of this machine"
 
 
-def test_a_parent_with_a_licence(speech_run, speech, tmp_path) -> None:
-    out, cards = tmp_path / "out", [Path(speech[k]) for k in ("speech_model", "donor_model")]
-    try:
-        for folder in cards:
-            (folder / "README.md").write_text("---\nlicense: mit\n---\n# Model\n")
-        finished = speech_run("mam_learnable")
-        assert main(["export", str(finished), "--out", str(out), "--format", "hf"]) == 0
-        card = (out / "README.md").read_text()
-        assert yaml.safe_load(card.split("---\n")[1])["license"] == "mit"
-        assert card.count("| mit |") == 2
-    finally:
-        for folder in cards:
-            (folder / "README.md").unlink(missing_ok=True)
+def test_a_parent_with_a_licence(copy, speech, tmp_path) -> None:
+    out = tmp_path / "out"
+    for role in ("speech_model", "donor_model"):
+        parent = shutil.copytree(speech[role], tmp_path / role)
+        (parent / "README.md").write_text("---\nlicense: mit\n---\n# Model\n")
+        edit_yaml(re.escape(speech[role]), str(parent))(copy)
+    assert main(["export", str(copy), "--out", str(out), "--format", "hf"]) == 0
+    card = (out / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "mit"
+    assert card.count("| mit |") == 2
 
 
 @pytest.fixture()
@@ -477,9 +473,7 @@ def test_files_that_the_system_refuses_to_grow(form, copy, tmp_path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); sys.exit(main(sys.argv[1:]))"
     )
     arguments = ["export", str(copy), "--out", str(tmp_path / "out"), "--format", form]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-    )
+    done = run_python("-c", code, *arguments)
     assert done.returncode == 2 and not done.stdout, done.stderr
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
     assert everything(tmp_path) == before

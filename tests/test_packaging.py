@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPO
+from conftest import REPO, made_once
 
 LEFT_OUT = (".ci", ".github")
 """What a source distribution does without."""
@@ -71,25 +71,29 @@ def sources() -> set[str]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """``(files of the tree, sdist, wheel)``."""
-    folder = tmp_path_factory.mktemp("packaging")
-    tree, out = folder / "tree", folder / "dist"
     names = sources()
     assert not names & set(LEFTOVERS)
-    for name in names:
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(REPO / name, tree / name)
-    for name in LEFTOVERS:
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / name).write_text("left over")
-    build = f"from setuptools import build_meta; build_meta.build_sdist({str(out)!r})"
-    python("-c", build, cwd=tree)
-    (sdist,) = out.glob("*.tar.gz")
-    options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", out)
-    python("-m", "pip", "wheel", "--quiet", *options, sdist, cwd=folder)
-    (wheel,) = out.glob("*.whl")
+
+    def build(folder: Path) -> None:
+        tree, out = folder / "tree", folder / "dist"
+        for name in names:
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPO / name, tree / name)
+        for name in LEFTOVERS:
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_text("left over")
+        code = f"from setuptools import build_meta; build_meta.build_sdist({str(out)!r})"
+        python("-c", code, cwd=tree)
+        (sdist,) = out.glob("*.tar.gz")
+        options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", out)
+        python("-m", "pip", "wheel", "--quiet", *options, sdist, cwd=folder)
+
+    dist = made_once(tmp_path_factory, "packaging", build) / "dist"
+    (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
     return names, sdist, wheel
 
 
+@pytest.mark.slow
 def test_the_source_distribution_is_the_tree(built):
     """All that the README and the docs speak of, and nothing that a run or a build left."""
     given, sdist, _ = built
@@ -102,6 +106,7 @@ def test_the_source_distribution_is_the_tree(built):
         assert name in held
 
 
+@pytest.mark.slow
 def test_the_wheel_is_the_package(built):
     """Embedded models and corpora, ``py.typed``; no tests, recipes or results."""
     given, _, wheel = built
@@ -115,6 +120,7 @@ def test_the_wheel_is_the_package(built):
     assert {name.split("/")[-1] for name in names - held} >= {"LICENSE", "METADATA", "RECORD"}
 
 
+@pytest.mark.slow
 def test_the_metadata(built):
     _, _, wheel = built
     with zipfile.ZipFile(wheel) as archive:
@@ -132,6 +138,7 @@ def test_the_metadata(built):
     assert f"version: {meta['Version']}" in (REPO / "CITATION.cff").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_alone(built, tmp_path):
     """Away from the checkout: version, plan of the embedded default, the embedded corpora."""
     _, _, wheel = built

@@ -1,19 +1,16 @@
 """The LJ Speech recipe as a user runs it: all three YAMLs, DDP, resume, bad input.
 
-Each training is one of a tiny random model on noise and takes about ten seconds, most of them
-Python's imports.
+Each training is one of a tiny random model on noise and takes about three seconds.
 """
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import REPO, save_bert, save_corpus
+from processes import run_python
 
 from speechbrain_mam import MAMError
 from speechbrain_mam.asr import KEYS
@@ -55,26 +52,21 @@ def command(kind, parts, output, *extra, **options):
     return [str(yaml), *flat, *extra]
 
 
-def run(arguments, launcher=(sys.executable,), script=(TRAIN,), check=True, **environment):
-    done = subprocess.run(
-        [*launcher, *script, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=REPO,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
-        timeout=300,
+def run(arguments, ranks=0, script=(TRAIN,), check=True, fork=True, **environment):
+    """A recipe's run in a fork, or with ``fork=False`` as a user starts it; `ranks` of DDP."""
+    done = run_python(
+        *script, *arguments, env=environment, merge_stderr=True, ranks=ranks, fork=fork
     )
     if check:
         assert done.returncode == 0, done.stdout[-4000:]
     return done
 
 
-def record(tmp_path, name, arguments, launcher=(sys.executable,), recipe=TRAIN, **options):
+def record(tmp_path, name, arguments, ranks=0, recipe=TRAIN, **options):
     folder = tmp_path / f"steps_{name}"
     folder.mkdir(exist_ok=True)
     script = (str(REPO / "tests" / "record_steps.py"), str(folder), recipe)
-    done = run(arguments, launcher, script, **options)
+    done = run(arguments, ranks, script, **options)
     return [torch.load(file) for file in sorted(folder.glob("rank*.pt"))], done
 
 
@@ -150,9 +142,8 @@ def test_zeroshot_search(parts, tmp_path):
     probe = json.loads((out / "probe.json").read_text())
     assert len(probe["layers"]) == 3 and len(probe["heads"]) == 6
     assert "First-order probe" in done.stdout and "Tested: λ" in done.stdout
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
     ddp = ("--distributed_backend", "gloo")
-    run(command("mam_zeroshot", parts, two, *ddp, **options), torchrun)
+    run(command("mam_zeroshot", parts, two, *ddp, **options), ranks=2)
     for file in ("sweep.json", "probe.json", "utterances_mam_zeroshot.json"):
         assert (two / file).read_text() == (out / file).read_text(), file
 
@@ -164,6 +155,7 @@ def test_a_bad_search_is_one_line_before_any_evaluation(parts, tmp_path):
     assert not (tmp_path / "out" / "wer_untouched.txt").exists()
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process(parts, tmp_path):
     """Same global batch: λ and weights agree on both ranks after every step, and with one process.
 
@@ -183,10 +175,8 @@ def test_two_ranks_equal_one_process(parts, tmp_path):
         return [str(yaml), *rest]
 
     (one,), _ = record(tmp_path, "one", arguments("one", "8"))
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
-    (rank0, rank1), _ = record(
-        tmp_path, "two", [*arguments("two", "4"), "--distributed_backend", "gloo"], torchrun
-    )
+    distributed = [*arguments("two", "4"), "--distributed_backend", "gloo"]
+    (rank0, rank1), _ = record(tmp_path, "two", distributed, ranks=2, fork=False)  # torchrun's own
     assert one.shape == rank0.shape and len(one) == 4
     assert torch.equal(rank0, rank1)
     assert (one[-1] - one[0]).abs().max() > 1e-3
@@ -277,6 +267,7 @@ def test_the_large_yamls_name_the_papers_models_and_load(kind, parts, tmp_path):
     assert keys.findall(text) == keys.findall(small)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("kind", ["finetune", "mam_zeroshot", "mam_learnable"])
 def test_real_speech_goes_through_every_yaml(kind, real_data, tmp_path):

@@ -277,6 +277,7 @@ def test_the_donors_hash_is_kept(tmp_path: Path, lam: float) -> None:
     assert kept == json.loads(plan.to_json())
 
 
+@pytest.mark.slow
 def test_large_models_need_little_memory() -> None:
     """HuBERT-Large's and BERT-large's real shapes; about 10 s."""
     benchmark = runpy.run_path(str(BENCHMARK))

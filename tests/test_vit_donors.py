@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import transformers
 from conftest import REPO, build_speech_model
 from onnx import TensorProto, helper, numpy_helper
+from processes import run_python
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_beats import clips, save_beats
@@ -379,14 +379,9 @@ def test_a_wheel_that_is_not_installed_says_how(monkeypatch):
         resolve_model(WHEEL)
 
 
+@pytest.mark.slow
 def test_base_shapes_in_small():
     """The benchmark at BEATs-base's shape, here tiny: plan, merge, gradient, fold, λ = 1, DDP."""
-    script = REPO / "benchmarks" / "beats_vit.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--shape", "tiny"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python("benchmarks/beats_vit.py", "--shape", "tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok") == 7

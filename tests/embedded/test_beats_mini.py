@@ -71,6 +71,7 @@ def test_features_are_finite_at_any_length(encoder):
         assert features.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_probe_hears_sounds_and_leaves_something_to_gain(encoder):
     """A third of the mini corpus; about 10 s on one core."""
     clips = read_corpus(mini_corpus("mini_esc50"))[::3]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from conftest import expanded_corpus
 
 from speechbrain_mam.embedded import corpora
 from speechbrain_mam.embedded.corpora import cache_folder, mini_corpus
@@ -16,7 +17,7 @@ ARCHIVE = Path(corpora.__file__).parent / "data" / "mini_ljspeech.tar"
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    return mini_corpus(cache=tmp_path_factory.mktemp("cache"))
+    return expanded_corpus(tmp_path_factory, "mini_ljspeech")
 
 
 def test_archive_is_small():

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import expanded_corpus
 from scipy.signal import stft
 
 from speechbrain_mam.embedded import corpora
 from speechbrain_mam.embedded.build_mini_esc50 import HEADER, sources
-from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.embedded.sound_events import CLASSES, EVENTS
 from speechbrain_mam.embedded.sound_scenes import recording, texture, training_sounds
 from speechbrain_mam.embedded.sound_tools import loudness, reverberate
@@ -22,8 +22,7 @@ ARCHIVE = Path(corpora.__file__).parent / "data" / "mini_esc50.tar"
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """Expanding takes about 3 s."""
-    return mini_corpus("mini_esc50", cache=tmp_path_factory.mktemp("cache"))
+    return expanded_corpus(tmp_path_factory, "mini_esc50")
 
 
 @pytest.fixture(scope="module")

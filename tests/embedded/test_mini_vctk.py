@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import REPO
+from conftest import REPO, expanded_corpus
 from test_hubert_ctc import ALPHABET
 
 from speechbrain_mam.embedded import corpora
 from speechbrain_mam.embedded.build_mini_ljspeech import corpus_sentences
 from speechbrain_mam.embedded.build_mini_vctk import TRAINING_TEXTS, vctk_sentences
-from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.embedded.make_training_speech import texts_of
 from speechbrain_mam.embedded.voices import (
     BRISK_VOICES,
@@ -36,8 +35,7 @@ TRAINED = {*BRISK_VOICES, *ESPEAK_VOICES, *FESTIVAL_VOICES, *FLITE_VOICES, *PIPE
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """Expanding takes about 5 s."""
-    return mini_corpus("mini_vctk", cache=tmp_path_factory.mktemp("cache"))
+    return expanded_corpus(tmp_path_factory, "mini_vctk")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +116,7 @@ def test_sentences_are_new(texts):
     assert not any(re.search(r"\d", text) for text in said)
 
 
-def test_the_other_corpus_is_as_before(tmp_path):
-    corpus = mini_corpus("mini_ljspeech", cache=tmp_path)
+def test_the_other_corpus_is_as_before(tmp_path_factory):
+    corpus = expanded_corpus(tmp_path_factory, "mini_ljspeech")
     assert sorted(path.name for path in corpus.iterdir()) == ["README.md", "metadata.csv", "wavs"]
     assert {path.suffix for path in (corpus / "wavs").iterdir()} == {".wav"}
