@@ -147,12 +147,12 @@ class AudioEvents(TaskBrain):
             for clip, heard, name in found
         }
 
-    def sweep_identity(self) -> str:
+    def sweep_identity(self) -> dict[str, str]:
         """The classifier, which is no part of the encoder."""
         digest = hashlib.sha256()
         for tensor in self.modules.classifier.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return {"classifier": digest.hexdigest()}
 
     def write_errors(self, stream: TextIO) -> None:
         """SpeechBrain's accuracy by class and its confusions."""

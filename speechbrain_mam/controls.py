@@ -27,6 +27,8 @@ from speechbrain_mam.errors import MAMError
 from speechbrain_mam.plan import MergePlan
 
 CONTROLS = ("none", "random", "shuffled_layers", "permuted_rows", "no_donor")
+DRAWN = ("random", "shuffled_layers", "permuted_rows")
+"""Those that hang on a seed."""
 
 
 class ControlDonor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -13,7 +14,31 @@ class MAMError(ValueError):
     The message is one sentence that says what was expected, what was found, where (file,
     tensor, utterance or YAML key) and what to change. The command line prints it as its only
     line and exits with code 2.
+
+    A YAML key is written ``key 'bias'``, and a setting to use ``'bias: keep'``, so that
+    :func:`as_options` finds them.
     """
+
+
+def as_options(message: str, options: Mapping[str, str]) -> str:
+    """A message that names YAML keys, in the words of a command line.
+
+    Arguments
+    ---------
+    message : str
+        Of a :class:`MAMError`.
+    options : mapping
+        The option of each key.
+
+    Example
+    -------
+    >>> options = {"bias": "--bias"}
+    >>> as_options("key 'bias': 'x' is not known; use 'bias: keep'", options)
+    "--bias: 'x' is not known; use '--bias keep'"
+    """
+    keys = "|".join(map(re.escape, options))
+    message = re.sub(rf"key '({keys})'", lambda m: options[m[1]], message)
+    return re.sub(rf"'({keys}): ([^']*)'", lambda m: f"'{options[m[1]]} {m[2]}'", message)
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class MAM:
         layers: LayerChoice = "all",
         projections: str | Sequence[str] = "qkv",
         layer_map: str | Sequence[int] = "uniform",
-        bias: str = "merge",
+        bias: str = "where_both",
         donor_scale: str = "none",
         constraint: str = "project",
         control: str = "none",

@@ -23,7 +23,7 @@ from speechbrain_mam.merge_plan import MergePlan as MergePlan
 from speechbrain_mam.merge_plan import PlanEntry as PlanEntry
 from speechbrain_mam.methods import METHODS, MergeMethod, method_named
 
-BIAS_POLICIES = ("merge", "keep", "where_both")
+BIAS_POLICIES = ("where_both", "merge", "keep")
 DONOR_SCALES = ("none", "match_norm")
 ALIGNMENTS = ("none", "heads", "rotation")
 WIDTHS = ("error", "crop")
@@ -35,8 +35,8 @@ def make_plan(
     lam: Lam = 0.95,
     layers: LayerChoice = "all",
     projections: str | Sequence[str] = "qkv",
-    layer_map: str | Sequence[int] = "uniform",
-    bias: str = "merge",
+    layer_map: str | int | Sequence[int] = "uniform",
+    bias: str = "where_both",
     donor_scale: str = "none",
     method: str = "linear",
     align: str = "none",
@@ -63,7 +63,8 @@ def make_plan(
         layers evenly (round(i·(D−1)/(T−1))), ``first`` and ``last`` align either end, a list names
         the donor layer of each target layer.
     bias : str
-        ``merge``; ``keep`` the target's; or ``where_both``: merged where both models have one.
+        ``where_both``: merged where both models have one, and the plan names those that only one
+        has; ``merge``: such a bias is an error; ``keep`` the target's.
     donor_scale : str
         ``none``, or ``match_norm``: the donor's projection is scaled to the target's norm.
     method : str
@@ -200,7 +201,7 @@ def _check_alignment(
         )
     if align == "rotation" and not {"query", "key"} <= set(projections):
         raise MAMError(
-            "key 'align': 'rotation' turns queries and keys together; 'projections' must name "
+            "key 'align': 'rotation' turns queries and keys together; key 'projections' must name "
             "both, or use 'align: heads'"
         )
 
@@ -211,5 +212,5 @@ def _one_sided(
     lacks, where = ("target", layer) if lacks_target else ("donor", donor_layer)
     return MAMError(
         f"the {lacks} has no {projection} bias in layer {where}, but '{alone.name}' exists: set "
-        "'bias: keep' to merge weights only, or 'bias: where_both'"
+        "'bias: where_both' to merge the biases that both have, or 'bias: keep' to merge weights only"
     )

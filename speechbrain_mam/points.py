@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any
 
-from speechbrain_mam.choices import one_of, parse_layers
+from speechbrain_mam.choices import in_brackets, one_of, parse_layers, shares
 from speechbrain_mam.controls import CONTROLS
 from speechbrain_mam.errors import MAMError
 
@@ -42,7 +43,7 @@ class Scored:
     errors: tuple[int, ...]
 
 
-def parse_grid(lam_grid: Iterable[Any]) -> list[float]:
+def parse_grid(lam_grid: float | str | Iterable[float]) -> list[float]:
     """A λ grid, sorted, without 1: the untouched model is a point of every sweep.
 
     Raises
@@ -52,17 +53,12 @@ def parse_grid(lam_grid: Iterable[Any]) -> list[float]:
 
     Example
     -------
-    >>> parse_grid([1, 0.9, 0.5, 0.9])
-    [0.5, 0.9]
+    >>> parse_grid([1, 0.9, 0.5, 0.9]), parse_grid("0.8,0.9")
+    ([0.5, 0.9], [0.8, 0.9])
     """
-    try:
-        values = list(lam_grid)
-    except TypeError:
-        values = [lam_grid]
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise MAMError(f"key 'lam_grid': λ = {value!r} is not a number in [0, 1]")
-    grid = sorted({float(value) for value in values} - {1.0})
+    found = shares("lam_grid", lam_grid)
+    values = found if isinstance(found, list) else [found]
+    grid = sorted(set(values) - {1.0})
     if not grid:
         raise MAMError("key 'lam_grid' is empty: expected at least one λ in [0, 1) to try")
     return grid
@@ -90,7 +86,7 @@ def points_of(
     ]
 
 
-def parse_subsets(choices: Iterable[Any], num_layers: int) -> dict[str, tuple[int, ...]]:
+def parse_subsets(choices: Any, num_layers: int) -> dict[str, tuple[int, ...]]:
     """Named subsets of layers: ``all``, ``first:k``, ``last:k``, ranges, lists.
 
     Example
@@ -99,12 +95,67 @@ def parse_subsets(choices: Iterable[Any], num_layers: int) -> dict[str, tuple[in
     {'all': (0, 1, 2, 3), 'last:2': (2, 3), '0': (0,)}
     """
     subsets = {}
-    for choice in choices:
+    for choice in listed("layer_choices", choices):
         name = choice if isinstance(choice, str) else ",".join(map(str, _as_list(choice)))
-        subsets[name] = parse_layers(choice, num_layers)
+        subsets[name] = parse_layers(choice, num_layers, "layer_choices")
     if not subsets:
         raise MAMError("key 'layer_choices' is empty: expected at least one, e.g. 'all'")
     return subsets
+
+
+def listed(key: str, value: Any) -> list[Any]:
+    """A list; a single choice is a list of one.
+
+    Example
+    -------
+    >>> listed("layer_choices", "0-2,5"), listed("controls", "[random, no_donor]")
+    (['0-2,5'], ['random', 'no_donor'])
+    """
+    asked = in_brackets(key, value)
+    if asked is None or isinstance(asked, bool | Mapping):
+        raise MAMError(f"key '{key}': expected a list, got {value!r}")
+    return [asked] if isinstance(asked, str) else _as_list(asked)
+
+
+def parse_donors(donors: Any) -> list[str]:
+    """The names of a search's donors.
+
+    Raises
+    ------
+    MAMError
+        If there is none, one is named twice, or several are to be mixed.
+
+    Example
+    -------
+    >>> parse_donors("bert"), parse_donors(["bert", "vit"])
+    (['bert'], ['bert', 'vit'])
+    """
+    names = listed("donor_models", donors)
+    for name in names:
+        if not isinstance(name, str | PurePath):
+            raise MAMError(f"key 'donor_models': {name!r} is no name; a search mixes in one donor")
+    found = [str(name) for name in names]
+    if not found:
+        raise MAMError("key 'donor_models' is empty: expected at least one donor")
+    if doubled := sorted({name for name in found if found.count(name) > 1}):
+        raise MAMError(f"key 'donor_models': {doubled[0]!r} is named twice")
+    return found
+
+
+def parse_controls(controls: Any) -> list[str]:
+    """Controls without ``none``, each once; a text may have commas.
+
+    Example
+    -------
+    >>> parse_controls("random,no_donor"), parse_controls(["none"]), parse_controls(None)
+    (['random', 'no_donor'], [], [])
+    """
+    if isinstance(controls, str) and "[" not in controls:
+        controls = controls.replace(" ", "").split(",")
+    names = [] if controls is None else listed("controls", controls)
+    for name in names:
+        one_of("controls", name, SWEEP_CONTROLS)
+    return [name for name in dict.fromkeys(names) if name != "none"]
 
 
 def _as_list(choice: Any) -> list[Any]:

@@ -18,8 +18,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from speechbrain_mam.choices import parse_projections
+from speechbrain_mam.controls import DRAWN
 from speechbrain_mam.donor import Donor
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.identity import differences, settings_sha256, weights_sha256
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.plots import write_beside
 from speechbrain_mam.points import Point, Scored
@@ -46,6 +49,9 @@ class Sweep:
         Where one small file per point goes.
     data_id : str
         Changes when the evaluated data change: the manifest's text.
+    circumstances : mapping, optional
+        What else the figures hang on, by what it is; see
+        :func:`~speechbrain_mam.batches.circumstances`.
     cache_mb, cache_folder
         See :class:`~speechbrain_mam.prefix.PrefixCache`; ``cache_mb`` 0 without a folder computes
         everything anew at each point.
@@ -64,6 +70,7 @@ class Sweep:
         score: Score,
         folder: Path,
         data_id: str = "",
+        circumstances: Mapping[str, str] | None = None,
         cache_mb: float = 2000,
         cache_folder: Path | None = None,
         progress: bool = True,
@@ -75,9 +82,10 @@ class Sweep:
         self.ids: list[str] = []
         self.units: list[int] = []
         self._donors: dict[str, Donor] = {}
-        self._scale = mam.options["donor_scale"]
+        self._hashes: dict[str, str] = {}
+        self._own = {"control": mam.control, "donor_scale": mam.options["donor_scale"]}
         mam.take_back()
-        self._identify(data_id)
+        self._identify(data_id, circumstances or {})
 
     def run(self, points: Iterable[Point]) -> list[Scored]:
         """Evaluate what is not done yet, and give all points with their errors."""
@@ -97,15 +105,21 @@ class Sweep:
 
     def apply(self, point: Point) -> None:
         """Merge a point into the model, for good."""
-        scale = "match_norm" if point.control == "match_norm" else self._scale
+        self.set_to(point)
+        self.mam.apply()
+
+    def set_to(self, point: Point) -> None:
+        """Make a point what the merge does, without merging. ``none`` is the merge's own control.
+
+        Whatever point was the last one, and whether it was evaluated or read, leaves no trace.
+        """
+        kinds = {"none": {}, "match_norm": {"donor_scale": "match_norm"}}
         self.mam.change(
             lam=point.lam,
             layers=list(point.layers) or "all",
             donor=self.donor(point.donor),
-            control="none" if point.control == "match_norm" else point.control,
-            donor_scale=scale,
+            **self._own | kinds.get(point.control, {"control": point.control}),
         )
-        self.mam.apply()
 
     def _evaluate(self, point: Point, around: Around) -> None:
         if point.lam != 1:
@@ -135,8 +149,24 @@ class Sweep:
             self._donors[name] = Donor(name)
         return self._donors[name]
 
+    def _donor_hash(self, name: str) -> str:
+        """Of the donor's attention: a name may stand for other weights tomorrow."""
+        if name not in self._hashes:
+            donor, chosen = self.donor(name), parse_projections(self.mam.options["projections"])
+            index = donor.index
+            tensors = donor.fingerprint(sorted(key for key in index.tensors if key[1] in chosen))
+            shape = (tensors, index.architecture.name, index.heads, index.num_layers)
+            self._hashes[name] = hashlib.sha256(repr(shape).encode()).hexdigest()
+        return self._hashes[name]
+
     def _file(self, point: Point) -> Path:
-        return self.folder / f"{point.key}.json"
+        """Where a point's figures lie: another merge has another file, whatever it is called."""
+        parts = [point.key]
+        if point.lam != 1:
+            parts.append(self._donor_hash(point.donor))
+            control = self._own["control"] if point.control == "none" else point.control
+            parts.append(f"{control} {self.mam.control_seed if control in DRAWN else ''}")
+        return self.folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.json"
 
     def _read(self, point: Point) -> Scored:
         content = json.loads(self._file(point).read_text(encoding="utf-8"))
@@ -146,21 +176,19 @@ class Sweep:
             raise MAMError(f"'{self._file(point)}' is of another set; remove '{self.folder}'")
         return Scored(point, tuple(content["errors"]))
 
-    def _identify(self, data_id: str) -> None:
-        """The folder belongs to one model, one data set and one setting of the merge."""
-        digest = hashlib.sha256()
-        for name, tensor in self.mam.target.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    def _identify(self, data_id: str, circumstances: Mapping[str, str]) -> None:
+        """The folder belongs to one model, one data set, one machine and one kind of merge."""
         shared = ("projections", "layer_map", "bias", "donor_scale", "method", "align", "width")
+        target = self.mam.target
         data = hashlib.sha256(data_id.encode()).hexdigest()
-        identity = {"model": digest.hexdigest(), "data": data}
+        identity = {"model": weights_sha256(target), "model's settings": settings_sha256(target)}
+        identity["data"] = data
         identity |= {key: str(self.mam.options[key]) for key in shared}
+        identity |= circumstances
         file = self.folder / "identity.json"
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
-            changed = [key for key in identity if found.get(key) != identity[key]]
-            if changed:
+            if changed := differences(found, identity):
                 raise MAMError(
                     f"'{self.folder}' holds the sweep of another {', '.join(changed)}; remove it, "
                     "or choose another output_folder"

@@ -18,6 +18,7 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.distributed import if_main_process
 
+from speechbrain_mam.batches import kept
 from speechbrain_mam.brain import MAMBrain
 from speechbrain_mam.finite import TrainLosses
 from speechbrain_mam.plots import write_beside
@@ -58,9 +59,9 @@ class TaskBrain(MAMBrain, ABC):
     def write_errors(self, stream: TextIO) -> None:
         """What ``{stats_file}_{test}.txt`` says."""
 
-    def sweep_identity(self) -> str:
-        """What decides an evaluation besides the merge's target and the manifest, as a text."""
-        return ""
+    def sweep_identity(self) -> dict[str, str]:
+        """What decides an evaluation besides the merge's target and the data, by what it is."""
+        return {}
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Name a batch whose loss is no number."""
@@ -153,7 +154,7 @@ class TaskBrain(MAMBrain, ABC):
         """
         self.modules.eval()
         self.start_errors(details=False)
-        for i, batch in enumerate(batches):
+        for i, batch in enumerate(map(kept, batches)):
             with torch.no_grad(), around(i):
                 self.evaluate_batch(batch, sb.Stage.TEST)
         return self.error_counts()
@@ -162,7 +163,7 @@ class TaskBrain(MAMBrain, ABC):
         """For each batch its mean loss, with a graph, and its size, in evaluation mode."""
         self.modules.eval()
         self.start_errors(details=False)
-        for batch in batches:
+        for batch in map(kept, batches):
             predictions = self.compute_forward(batch, sb.Stage.TEST)
             yield self.compute_objectives(predictions, batch, sb.Stage.TEST), len(batch)
 

@@ -15,15 +15,17 @@ from typing import Any
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.choices import one_of
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.identity import circumstances
 from speechbrain_mam.plots import write_beside
 from speechbrain_mam.points import (
-    SWEEP_CONTROLS,
     Point,
     Scored,
     choose,
     error_rate,
+    listed,
+    parse_controls,
+    parse_donors,
     parse_grid,
     parse_subsets,
     points_of,
@@ -64,21 +66,17 @@ def read_search(hparams: Mapping[str, Any], num_layers: int) -> Wanted:
     >>> wanted.subsets, wanted.greedy
     ({'last:1': (3,)}, True)
     """
-    choices = list(hparams["layer_choices"])
+    choices = listed("layer_choices", hparams["layer_choices"])
     subsets = [choice for choice in choices if choice != "greedy"]
-    controls = [str(control) for control in hparams["controls"] if control != "none"]
-    for control in controls:
-        one_of("controls", control, SWEEP_CONTROLS)
-    donors = [str(donor) for donor in hparams["donor_models"]]
-    if not donors:
-        raise MAMError("key 'donor_models' is empty: expected at least one donor")
+    controls = parse_controls(hparams["controls"])
     return Wanted(
         parse_grid(hparams["lam_grid"]),
         # The greedy search starts from the λ that is best in all layers, if nothing else is tried.
         parse_subsets(subsets or (["all"] if choices else []), num_layers),
         "greedy" in choices,
-        donors,
-        controls,
+        parse_donors(hparams["donor_models"]),
+        # A control that searches its own λ has no controls.
+        controls if hparams.get("control", "none") == "none" else [],
     )
 
 
@@ -119,7 +117,9 @@ def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> tuple[Sw
         mam,
         lambda around: brain.score(batches, around),
         folder / "sweep",
-        data_id=manifest + brain.sweep_identity(),
+        data_id=manifest,
+        circumstances=circumstances(batches, brain.device, brain.eval_precision)
+        | brain.sweep_identity(),
         cache_mb=hparams.cache_mb,
         cache_folder=Path(hparams.cache_folder) if hparams.cache_folder else None,
         progress=not brain.noprogressbar,
@@ -127,7 +127,7 @@ def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> tuple[Sw
     untouched, *points = sweep.run(
         [Point(1.0, (), donors[0]), *points_of(grid, wanted.subsets, donors)]
     )
-    mam.change(lam=1.0, layers="all", donor=sweep.donor(donors[0]))
+    sweep.set_to(Point(1.0, (), donors[0]))
     found = probe(mam.target, mam.plan, mam.source, brain.losses(batches))
     _write(folder / "probe.json", found.as_dict())
     if wanted.greedy:

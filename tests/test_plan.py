@@ -41,7 +41,7 @@ def test_a_missing_bias_says_what_to_set(bert_folder):
 
     bare = replace(donor, tensors=tensors)
     with pytest.raises(MAMError, match=r"the donor has no query bias in layer 0.*'bias: keep'"):
-        make_plan(target, bare)
+        make_plan(target, bare, bias="merge")
     assert len(make_plan(target, bare, bias="keep").entries) == 9
 
 

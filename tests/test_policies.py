@@ -56,8 +56,9 @@ def test_a_missing_bias_is_left_where_both_must_have_it(tmp_path):
     donor, model = Donor(without_key_bias(save_bert(tmp_path))), build_speech_model()
     target = find_attention(model)
     with pytest.raises(MAMError, match=r"the donor has no key bias in layer 0.*'bias: where_both'"):
-        make_plan(target, donor.index)
-    plan = make_plan(target, donor.index, lam=0.5, bias="where_both")
+        make_plan(target, donor.index, bias="merge")
+    plan = make_plan(target, donor.index, lam=0.5)
+    assert plan == make_plan(target, donor.index, lam=0.5, bias="where_both")
     assert len(plan.entries) == 9 + 6
     assert "only one side having them: 'hubert.encoder.layers.0.attention.k_proj.bias'" in str(plan)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from speechbrain_mam import __version__
 from speechbrain_mam.cli import health, measure, models, runs
 from speechbrain_mam.cli.parser import MERGE_CHOICES, PROGRAM, Parser
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.errors import MAMError, as_options
 
 DESCRIPTION = """\
 Multimodal Attention Merging (arXiv 2312.14378): give a speech Transformer (TARGET) part of the
@@ -26,8 +25,16 @@ self-attention that a text or vision Transformer (DONOR) has learned:
     W = λ · W_target + (1 − λ) · W_donor      for the query, key and value projections
 """
 
-OPTION_KEYS = ("lam", "layers", *MERGE_CHOICES, "controls", "format", "lam_grid", "layer_choices")
-"""YAML keys that are options here."""
+OPTIONS = {
+    key: f"--{key.replace('_', '-')}"
+    for key in ("lam", "layers", *MERGE_CHOICES, "controls", "format", "device", "precision")
+} | {
+    "donor": "DONOR",
+    "control": "--controls",
+    "lam_grid": "--grid",
+    "layer_choices": "--layers",
+}
+"""What a YAML key is called here."""
 
 EXAMPLES = """\
 examples:
@@ -71,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.run(options)
         sys.stdout.flush()
     except MAMError as error:
-        return _fail(_as_options(str(error)))
+        return _fail(as_options(str(error), OPTIONS))
     except BrokenPipeError:
         # '| head' has seen enough. Python flushes stdout once more at exit: give it a place to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,16 +111,6 @@ def _parser() -> Parser:
     for group in (models, measure, runs, health):
         group.add_verbs(verbs)
     return parser
-
-
-def _as_options(message: str) -> str:
-    """The core's messages name YAML keys; here they are options."""
-    renamed = {"lam_grid": "grid", "layer_choices": "layers"}
-    return re.sub(
-        rf"key '({'|'.join(OPTION_KEYS)})'",
-        lambda m: "--" + renamed.get(m[1], m[1]).replace("_", "-"),
-        message,
-    )
 
 
 def _fail(message: str) -> int:

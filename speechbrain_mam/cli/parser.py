@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from speechbrain_mam.choices import LAYER_MAPS
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.methods import METHODS
-from speechbrain_mam.plan import ALIGNMENTS, BIAS_POLICIES, DONOR_SCALES, WIDTHS
+from speechbrain_mam.plan import ALIGNMENTS, DONOR_SCALES, WIDTHS
 
 PROGRAM = "speechbrain-mam"
 MERGE_CHOICES = (*("projections", "layer_map", "bias", "donor_scale", "method", "align", "width"),)
@@ -71,31 +71,33 @@ def add_choices(
     if with_lam:
         parser.add_argument(
             "--lam",
-            type=numbers,
             default=lam_default,
             required=lam_default is None,
             metavar="λ",
             help="TARGET's share in [0, 1], 1 leaves it as it is: one number, or one per chosen "
-            "layer (0.9,0.95,…); a shorter list is a gradient over the layers"
+            "layer (0.9,0.95,…); a shorter list is a gradient over the layers; or "
+            "'{query: 0.9, key: 0.8, value: 1}'"
             + (f"; default {lam_default}" if lam_default is not None else ""),
         )
-    layers = "all, first:k, last:k or ranges like 0-5,8"
+    layers = "all, first:k, last:k, ranges like 0-5,8 or a list like [0,2]"
     if several_layers:
         parser.add_argument("--layers", nargs="+", default=["all"], help=f"some of {layers}")
     else:
         parser.add_argument("--layers", default="all", help=f"{layers}; default all")
     parser.add_argument(
-        "--projections", default="qkv", type=_names, help="letters out of qkvo; default qkv"
+        "--projections", default="qkv", help="letters out of qkvo, or names; default qkv"
     )
     parser.add_argument(
         "--layer-map",
         default="uniform",
-        type=_layer_map,
         help=f"DONOR's layer for each layer of TARGET: {', '.join(LAYER_MAPS)} or a list; "
         "default uniform",
     )
     parser.add_argument(
-        "--bias", default="merge", help=f"{', '.join(BIAS_POLICIES)}; default merge"
+        "--bias",
+        default="where_both",
+        help="where_both merges the biases that both have, merge takes one-sided ones for an error, "
+        "keep leaves TARGET's; default where_both",
     )
     parser.add_argument(
         "--donor-scale", default="none", help=f"{' or '.join(DONOR_SCALES)}; default none"
@@ -109,25 +111,6 @@ def add_choices(
     parser.add_argument(
         "--width", default="error", help=f"of a wider DONOR: {' or '.join(WIDTHS)}; default error"
     )
-
-
-def numbers(text: str) -> float | list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is neither a number nor numbers with commas between them"
-        ) from None
-    return values if "," in text else values[0]
-
-
-def _names(text: str) -> str | list[str]:
-    return text.split(",") if "," in text else text
-
-
-def _layer_map(text: str) -> str | list[int]:
-    parts = text.split(",")
-    return [int(part) for part in parts] if all(part.isdecimal() for part in parts) else text
 
 
 def _sentence(text: str) -> str:
