@@ -101,7 +101,7 @@ def sweep_manifest(
     target: str,
     donor: str,
     manifest: Path,
-    grid: Iterable[float],
+    grid: float | str | Iterable[float],
     layers: Sequence[str] = ("all",),
     controls: Sequence[str] = (),
     data_folder: Path | None = None,
@@ -118,7 +118,7 @@ def sweep_manifest(
     manifest : Path
         SpeechBrain's CSV with ``ID, duration, wav, wrd``; a recipe leaves ``valid.csv`` in its save
         folder.
-    grid : iterable of float
+    grid : float, str or iterable of float
         λ, the target's share.
     layers : sequence of str
         Choices of layers: ``all``, ``first:k``, ``last:k``, ranges.

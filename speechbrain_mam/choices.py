@@ -65,7 +65,7 @@ def parse_layers(layers: LayerChoice, num_layers: int, key: str = "layers") -> t
             if not 1 <= k <= num_layers:
                 raise MAMError(f"key '{key}': '{layers}', but the target has {num_layers} layers")
             return tuple(range(k) if match[1] == "first" else range(num_layers - k, num_layers))
-        chosen = []
+        chosen: list[int] = []
         for part in text.split(","):
             first, last = _range(key, part, asked)
             # One layer too many is enough to say so: a billion of them are not to be written out.
@@ -96,8 +96,8 @@ def _range(key: str, part: str, whole: str) -> tuple[int, int]:
 
 def _whole_numbers(key: str, value: Any, expected: str) -> list[int]:
     """A whole number, or a list of them; 0.5, True and '1' are none."""
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        value = [value]
+    if isinstance(value, Integral):
+        value = [value]  # True too, which is refused below
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
         raise MAMError(f"key '{key}': expected {expected}, got {value!r}")
     values = list(value)
@@ -204,7 +204,7 @@ def shares(key: str, value: Any) -> float | list[float]:
     single = not isinstance(asked, Iterable) or isinstance(asked, Mapping)
     values = [asked] if single else list(asked)
     for item in values:
-        if isinstance(item, bool) or not isinstance(item, Real) or not 0 <= item <= 1:
+        if isinstance(item, bool) or not isinstance(item, Real) or not 0 <= float(item) <= 1:
             raise MAMError(f"key '{key}': λ = {item!r} is not a number in [0, 1]")
     numbers = [float(item) for item in values]
     return numbers[0] if single else numbers

@@ -14,7 +14,6 @@ from torch import nn
 
 from speechbrain_mam import __version__
 
-
 NO_SETTINGS = ("training", "name_or_path")
 """What is noted in a module and changes nothing that a model in evaluation mode computes."""
 

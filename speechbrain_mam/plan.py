@@ -212,5 +212,6 @@ def _one_sided(
     lacks, where = ("target", layer) if lacks_target else ("donor", donor_layer)
     return MAMError(
         f"the {lacks} has no {projection} bias in layer {where}, but '{alone.name}' exists: set "
-        "'bias: where_both' to merge the biases that both have, or 'bias: keep' to merge weights only"
+        "'bias: where_both' to merge the biases that both have, or 'bias: keep' to merge weights "
+        "only"
     )

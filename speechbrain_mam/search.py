@@ -51,7 +51,7 @@ class Sweep:
         Changes when the evaluated data change: the manifest's text.
     circumstances : mapping, optional
         What else the figures hang on, by what it is; see
-        :func:`~speechbrain_mam.batches.circumstances`.
+        :func:`~speechbrain_mam.identity.circumstances`.
     cache_mb, cache_folder
         See :class:`~speechbrain_mam.prefix.PrefixCache`; ``cache_mb`` 0 without a folder computes
         everything anew at each point.

@@ -15,7 +15,6 @@ from typing import Any
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.errors import MAMError
 from speechbrain_mam.identity import circumstances
 from speechbrain_mam.plots import write_beside
 from speechbrain_mam.points import (

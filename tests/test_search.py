@@ -5,9 +5,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import build_speech_model
+from conftest import build_speech_model, save_bert
+from speechbrain.dataio.batch import PaddedBatch
 
 from speechbrain_mam import MAM, Donor, MAMError, Merge, find_attention, make_plan
+from speechbrain_mam.identity import batches_sha256, circumstances
 from speechbrain_mam.points import Point, Scored, choose, parse_grid, parse_subsets, points_of
 from speechbrain_mam.search import Sweep, greedy
 from speechbrain_mam.zeroshot import read_search
@@ -182,3 +184,136 @@ def test_bad_subsets_and_controls():
         parse_subsets([[]], 3)
     with pytest.raises(MAMError, match="key 'controls': 'rnd' is not one of"):
         points_of([0.5], {"all": [0]}, ["d"], "rnd")
+
+
+CHANGES = {
+    "control_seed": (dict(control_seed=8), {}, "random"),
+    "donor": (dict(donor=1), {}, "none"),
+    "donor of a control": (dict(donor=1), {}, "random"),
+    "own control": (dict(control="random"), {}, "none"),
+    "precision": ({}, {"precision": "bf16"}, "none"),
+    "batches": ({}, {"batches": "b" * 64}, "none"),
+    "device": ({}, {"device": "cuda"}, "none"),
+    "version of torch": ({}, {"version of torch": "3"}, "none"),
+    "version of transformers": ({}, {"version of transformers": "9"}, "none"),
+    "version of speechbrain_mam": ({}, {"version of speechbrain_mam": "9"}, "none"),
+    "projections": (dict(projections="qk"), {}, "none"),
+    "layer_map": (dict(layer_map=[2, 1, 0]), {}, "none"),
+    "bias": (dict(bias="keep"), {}, "none"),
+    "donor_scale": (dict(donor_scale="match_norm"), {}, "none"),
+    "method": (dict(method="slerp"), {}, "none"),
+    "align": (dict(align="heads"), {}, "none"),
+    "width": (dict(width="crop"), {}, "none"),
+}
+NOW = circumstances([], "cpu", "fp32")
+
+
+@pytest.mark.parametrize(("options", "others", "control"), CHANGES.values(), ids=CHANGES)
+def test_a_kept_figure_is_never_that_of_something_else(
+    options, others, control, bert_folder, tmp_path
+):
+    """A new name for its file, or a line that names what changed; and unchanged, it is kept."""
+    folder, point = tmp_path / "donor", Point(0.5, (0, 1, 2), str(tmp_path / "donor"), control)
+    save_bert(folder, seed=1)
+
+    def sweep(control_seed=7, donor=0, circumstances=NOW, **options):
+        if donor:
+            save_bert(folder, seed=2)
+        mam = MAM(model, str(folder), learnable=False, control_seed=control_seed, **options)
+        scorer = Scorer(model)
+        made = Sweep(mam, scorer, tmp_path / "s", "d", circumstances, progress=False)
+        (found,) = made.run([point])
+        return found.errors, scorer.calls
+
+    model = build_speech_model().eval()
+    first, calls = sweep()
+    assert calls == 1 and sweep() == (first, 0), "the same again is read, not evaluated"
+    try:
+        found, calls = sweep(**options, circumstances=NOW | others)
+    except MAMError as error:
+        (name,) = [*others, *options][:1]
+        assert f"holds the sweep of another {name}" in str(error)
+        return
+    assert calls == 1 and found != first
+    assert not others
+
+
+def test_the_untouched_model_hangs_on_no_donor(parts, bert_folder, tmp_path):
+    _, mam, scorer = parts
+    Sweep(mam, scorer, tmp_path, progress=False).run([Point(1.0, (), str(bert_folder))])
+    other = MAM(mam.target, str(save_bert(tmp_path / "b", seed=9)), learnable=False, control_seed=3)
+    Sweep(other, scorer, tmp_path, progress=False).run([Point(1.0, (), str(tmp_path / "b"))])
+    assert scorer.calls == 1
+
+
+def test_what_is_no_tensor_is_part_of_the_model(parts, tmp_path):
+    model, mam, scorer = parts
+    Sweep(mam, scorer, tmp_path, progress=False)
+    model.hubert.encoder.layer_norm.eps = 0.1
+    with pytest.raises(MAMError, match="another model's settings;"):
+        Sweep(mam, scorer, tmp_path, progress=False)
+
+
+def test_values_that_can_be_read_are_told(parts, tmp_path):
+    _, mam, scorer = parts
+    Sweep(mam, scorer, tmp_path, "", {"precision": "fp32"}, progress=False)
+    message = r"another precision \('fp32', now 'bf16'\), device \('not noted', now 'cuda'\);"
+    with pytest.raises(MAMError, match=message):
+        Sweep(mam, scorer, tmp_path, "", {"precision": "bf16", "device": "cuda"}, progress=False)
+
+
+def test_set_to_leaves_no_trace_of_the_last_point(parts, bert_folder, tmp_path):
+    """A sweep that was read from its files and one that was evaluated end alike."""
+    _, mam, scorer = parts
+    name = str(bert_folder)
+    sweep = Sweep(mam, scorer, tmp_path, progress=False)
+    states = []
+    for _ in range(2):
+        for control in ("match_norm", "random"):
+            sweep.run([Point(0.5, (1,), name, control)])
+        sweep.set_to(Point(1.0, (), name))
+        states.append((mam.control_name, mam.options["layers"], mam.options["donor_scale"]))
+    assert states == [("none", "all", "none")] * 2 and scorer.calls == 2
+
+
+def test_a_control_that_searches_keeps_its_own_control(bert_folder, tmp_path):
+    model, name = build_speech_model().eval(), str(bert_folder)
+    mam = MAM(model, name, learnable=False, control="random", control_seed=4)
+    sweep = Sweep(mam, Scorer(model), tmp_path / "own", progress=False)
+    (own,) = sweep.run([Point(0.5, (0,), name)])
+    sweep.apply(own.point)
+    assert mam.control_name == "random"
+    mam.take_back()
+    plain = MAM(model, name, learnable=False, control_seed=4)
+    asked = Sweep(plain, Scorer(model), tmp_path / "plain", progress=False)
+    found = asked.run([Point(0.5, (0,), name, "random"), Point(0.5, (0,), name)])
+    assert own.errors == found[0].errors != found[1].errors
+    assert read_search({**KEYS, "controls": ["random"], "control": "random"}, 3).controls == []
+
+
+@pytest.mark.parametrize(
+    ("donors", "message"),
+    [(["a", "b", "a"], "'a' is named twice"), ([["a", "b"]], "is no name"), (None, "a list")],
+)
+def test_bad_donors(donors, message):
+    with pytest.raises(MAMError, match=f"key 'donor_models': .*{message}"):
+        read_search({**KEYS, "donor_models": donors}, 3)
+
+
+@pytest.mark.parametrize("change", ["size", "order", "audio", "text"])
+def test_batches_are_told_apart(change):
+    def items(gain=1.0, text="one two"):
+        return [{"id": f"u{i}", "sig": gain * torch.arange(i + 2.0), "wrd": text} for i in range(4)]
+
+    def batches(items, size=2):
+        return [PaddedBatch(items[i : i + size]) for i in range(0, 4, size)]
+
+    before = batches_sha256(batches(items()))
+    assert before == batches_sha256(batches(items()))
+    other = {
+        "size": batches(items(), 4),
+        "order": batches(items()[::-1]),
+        "audio": batches(items(gain=0.5)),
+        "text": batches(items(text="one too")),
+    }[change]
+    assert before != batches_sha256(other)

@@ -16,7 +16,6 @@ from speechbrain_mam.cli.parser import (
     add_output,
     add_speech,
     add_verb,
-    numbers,
 )
 from speechbrain_mam.folders import check_output, new_folder
 
@@ -58,7 +57,6 @@ def add_verbs(verbs: Verbs) -> None:
     add_choices(sweep, lam_default=None, with_lam=False, several_layers=True)
     sweep.add_argument(
         "--grid",
-        type=numbers,
         required=True,
         metavar="λ,λ,…",
         help="TARGET's shares to try, in [0, 1]; 1, the untouched model, is always among them",
@@ -115,7 +113,7 @@ def sweep_command(options: argparse.Namespace) -> None:
         options.target,
         options.donor,
         Path(options.manifest),
-        grid=options.grid if isinstance(options.grid, list) else [options.grid],
+        grid=options.grid,
         layers=options.layers,
         controls=options.controls,
         data_folder=Path(options.data_folder) if options.data_folder else None,

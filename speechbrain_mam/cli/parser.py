@@ -96,8 +96,8 @@ def add_choices(
     parser.add_argument(
         "--bias",
         default="where_both",
-        help="where_both merges the biases that both have, merge takes one-sided ones for an error, "
-        "keep leaves TARGET's; default where_both",
+        help="where_both merges the biases that both have, merge takes one-sided ones for an "
+        "error, keep leaves TARGET's; default where_both",
     )
     parser.add_argument(
         "--donor-scale", default="none", help=f"{' or '.join(DONOR_SCALES)}; default none"
