@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import save_bert, save_speech_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCTC, BertModel
+from transformers import AutoModelForCTC, BertModel, DebertaConfig, DebertaModel
 
 from speechbrain_mam import Donor, MAMError
 from speechbrain_mam.cli import main
@@ -282,3 +282,20 @@ def test_what_is_missing(empty: Path) -> None:
     assert "gone.safetensors" in what_is_missing(empty)
     write(empty, SINGLE, 1)
     assert what_is_missing(empty) == "" and ModelFolder(empty).weight_files() == [empty / SINGLE]
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7, 16), (0, 16)])
+def test_interleaved_tensors_of_odd_shapes(shape: tuple[int, ...], tmp_path: Path) -> None:
+    config = DebertaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=8,
+    )
+    DebertaModel(config).save_pretrained(tmp_path)
+    state = load_file(tmp_path / SINGLE)
+    name = "encoder.layer.0.attention.self.in_proj.weight"
+    save_file(state | {name: torch.ones(shape)}, tmp_path / SINGLE)
+    with pytest.raises(MAMError, match=r"layer\.0\.attention\.self\.in_proj\S*' has shape \["):
+        Donor(tmp_path)
