@@ -9,6 +9,7 @@ import torch
 import transformers
 from conftest import TOKENS, build_speech_model, save_speech_model
 from safetensors.torch import load_file, save_file
+from speechbrain.dataio.encoder import CTCTextEncoder
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForCTC,
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from speechbrain_mam import MAMError
+from speechbrain_mam.export.speech import write_huggingface, write_speechbrain
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
 from speechbrain_mam.lobes.ctc_folder import read_alphabet
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
@@ -455,3 +457,41 @@ def test_the_embedded_alphabet_is_what_it_was():
     found = HubertCTC("speechbrain_mam/hubert-mini").alphabet
     assert (found.ids, found.blank, found.delimiter) == (ids, "<pad>", "|")
     assert found.letters == CTCAlphabet(ids).letters == set("ABCDEFGHIJKLMNOPQRSTUVWXYZ'")
+
+
+@pytest.mark.parametrize("make", FOLDERS)
+@pytest.mark.parametrize("new_alphabet", [None, "abc"])
+def test_an_exported_folder_is_the_same_recogniser(make, new_alphabet, tmp_path):
+    """Also where a new alphabet, whose blank is another label, replaced the folder's."""
+    lobe = HubertCTC(make(tmp_path / "model"), new_alphabet=new_alphabet).eval()
+    (tmp_path / "out").mkdir()
+    write_huggingface(lobe, tmp_path / "out")
+    again, wav = HubertCTC(tmp_path / "out").eval(), torch.randn(1, 4000)
+    assert torch.equal(again(wav)[0], lobe(wav)[0])
+    assert again.alphabet.blank_index == lobe.alphabet.blank_index
+    assert again.alphabet.letters == lobe.alphabet.letters
+    labels = list(range(lobe.model.config.vocab_size))
+    assert again.alphabet.decode(labels) == lobe.alphabet.decode(labels)
+
+
+@pytest.mark.parametrize("make", FOLDERS)
+def test_speechbrains_labels_are_the_same_texts(make, tmp_path):
+    lobe = HubertCTC(make(tmp_path / "model"))
+    (tmp_path / "out").mkdir()
+    write_speechbrain(lobe, tmp_path / "out")
+    encoder = CTCTextEncoder()
+    encoder.load(tmp_path / "out" / "tokenizer.ckpt")
+    # A head may be wider than its vocabulary: each of its labels can come up
+    labels = [i for i in range(lobe.model.config.vocab_size) if i != lobe.alphabet.blank_index]
+    written = "".join(encoder.decode_ndim(labels))
+    assert " ".join(written.split()) == lobe.alphabet.decode(labels)
+
+
+def test_speechbrain_cannot_hear_filter_banks(tmp_path):
+    lobe = HubertCTC(save_any(tmp_path / "model", "Wav2Vec2Bert")).eval()
+    with pytest.raises(MAMError, match=r"Wav2Vec2BertForCTC hears filter banks .*--format hf"):
+        write_speechbrain(lobe, tmp_path)
+    (tmp_path / "out").mkdir()
+    write_huggingface(lobe, tmp_path / "out")
+    wav = torch.randn(1, 8000)
+    assert torch.equal(HubertCTC(tmp_path / "out").eval()(wav)[0], lobe(wav)[0])

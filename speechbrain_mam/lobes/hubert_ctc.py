@@ -1,4 +1,4 @@
-"""HuBERT-CTC (wav2vec 2.0, WavLM) with its pretrained CTC head and its own alphabet.
+"""HuBERT-CTC (wav2vec 2.0, WavLM, …) with its pretrained CTC head and its own alphabet.
 
 Source: Hsu et al., "HuBERT", arXiv 2106.07447; the model is transformers'.
 """
@@ -33,8 +33,8 @@ class HubertCTC(nn.Module):
     Arguments
     ---------
     source : str or Path
-        Local folder, embedded model or Hub name of a ``HubertForCTC`` (``Wav2Vec2ForCTC``,
-        ``WavLMForCTC``).
+        Local folder, embedded model or Hub name of a ``HubertForCTC`` or another CTC recogniser of
+        transformers: wav2vec 2.0, WavLM, data2vec, UniSpeech, wav2vec2-BERT, MMS.
     freeze_feature_extractor : bool
         Do not train the convolutional front end, and do not back-propagate through it.
     trainable : str
