@@ -18,6 +18,7 @@ from speechbrain_mam.merged_module import (
     mean,
     merged_attribute,
     mix,
+    read_merged,
     wide,
 )
 from speechbrain_mam.methods import METHODS, MergeMethod
@@ -260,4 +261,4 @@ class MergedLinearByWeight(MergedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Project ``[..., in]`` to ``[..., out]`` with the merged weight."""
-        return F.linear(input, self.weight, self.bias)
+        return F.linear(input, *read_merged(self))

@@ -90,7 +90,7 @@ def fold(target: Tensor, donor: Tensor, lam: Tensor, method: MergeMethod) -> Ten
     >>> lam = torch.tensor([[1.0], [0.5]])
     >>> fold(torch.full((2, 1), -0.0), torch.ones(2, 1), lam, METHODS["linear"])
     tensor([[-0.0000],
-            [ 0.5000]])
+            [0.5000]])
     """
     if lam.numel() == 1:
         return merge.linear(target, donor, lam.item(), method.name)
@@ -225,11 +225,28 @@ class MergedModule(nn.Module):
                     parameter.copy_(value)
 
 
+def read_merged(module: MergedModule) -> tuple[Tensor, Tensor | None]:
+    """``module.merged()``, once in a forward pass of whoever reads it.
+
+    Without gradients too, the tensors say that they require them, as a parameter does: PyTorch
+    takes a product with others for one that may be batched, which is twice as slow.
+    """
+
+    def merge() -> tuple[Tensor, Tensor | None]:
+        weight, bias = module.merged()
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return weight, bias
+        weight = weight.detach().requires_grad_()
+        return weight, None if bias is None else bias.detach().requires_grad_()
+
+    return once_a_forward(module, merge)
+
+
 def merged_attribute(place: int, doc: str) -> Any:
     """A property that is the merged weight (place 0) or bias (1), once a forward pass."""
 
     def read(module: MergedModule) -> Tensor | None:
-        return once_a_forward(module, module.merged)[place]
+        return read_merged(module)[place]
 
     def write(module: MergedModule, value: Tensor) -> None:
         # torch.nn.DataParallel gives its copies their parameters as attributes too; `own` has them.

@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechbrain_mam.merged_linear import MergedLinearByWeight, MergedModule
-from speechbrain_mam.merged_module import fold, merged_attribute, mix, wide, without_autocast
+from speechbrain_mam.merged_module import (
+    fold,
+    merged_attribute,
+    mix,
+    read_merged,
+    wide,
+    without_autocast,
+)
 from speechbrain_mam.methods import MergeMethod
 
 
@@ -137,7 +144,7 @@ class _MergedRowsLinear(MergedRows, nn.Linear):
     bias = merged_attribute(1, "The merged bias ``[out]``.")
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, *self.merged())
+        return F.linear(input, *read_merged(self))
 
 
 class _MergedRowsAttention(MergedRows):

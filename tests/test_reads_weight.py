@@ -126,6 +126,33 @@ def test_a_model_merges_each_projection_once(live, merges):
     assert set(merges.values()) == {2}
 
 
+@pytest.mark.parametrize("method", ["slerp", "multi_path"])
+@pytest.mark.parametrize("family", ["hubert", "wavlm"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_other_methods_merge_once_too(gradients, family, method, merges, bert_folder):
+    """Called or read."""
+    donor, model = Donor(bert_folder), build_speech_model(family)
+    plan = make_plan(find_attention(model), donor.index, lam=0.7, method=method)
+    LearnableMAM(model, plan, donor)
+    with torch.set_grad_enabled(gradients):
+        model(WAV)
+    assert list(merges.values()) == [1] * 9
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_merged_tensor_requires_a_gradient_as_a_parameter_does(mode, live):
+    """PyTorch chooses a product by that. What is frozen stays so."""
+    model, run, _ = live
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with mode():
+        for module in merged_modules(model):
+            for name in getattr(module, "names", ("weight", "bias")):
+                assert getattr(module, name).requires_grad and not module.own(name).requires_grad
+        assert not run(model).requires_grad
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_what_is_kept_changes_no_figure(live):
     model, run, mam = live
     output = run(model)
