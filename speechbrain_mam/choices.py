@@ -96,8 +96,8 @@ def _range(key: str, part: str, whole: str) -> tuple[int, int]:
 
 def _whole_numbers(key: str, value: Any, expected: str) -> list[int]:
     """A whole number, or a list of them; 0.5, True and '1' are none."""
-    if isinstance(value, Integral):
-        value = [value]  # True too, which is refused below
+    if isinstance(value, Integral) and value is not True and value is not False:
+        value = [value]
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
         raise MAMError(f"key '{key}': expected {expected}, got {value!r}")
     values = list(value)
