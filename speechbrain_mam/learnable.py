@@ -172,13 +172,17 @@ class LearnableMAM:
                     lam.clamp_(0.0, 1.0)
 
     @torch.no_grad()
+    def shares(self) -> list[torch.Tensor]:
+        """λ of the model, or of each layer, whatever they are learned as."""
+        if self.constraint != "sigmoid":
+            return [lam.detach().clone() for lam in self.lams]
+        return [lam.softmax(0) if self.donors else torch.sigmoid(lam) for lam in self.lams]
+
+    @torch.no_grad()
     def values(self) -> dict[str, float]:
         """λ by name: ``layer 3``, ``layer 3 query``, ``layer 3 head 0`` or ``model``."""
         found: dict[str, Any] = {}
-        for i, lam in enumerate(self.lams):
-            share = lam.detach()
-            if self.constraint == "sigmoid":
-                share = lam.softmax(0) if self.donors else torch.sigmoid(lam)
+        for i, share in enumerate(self.shares()):
             name = "model" if self.granularity == "model" else f"layer {self.plan.layers[i]}"
             for j, value in enumerate(share.tolist()):
                 if self.donors and j:
