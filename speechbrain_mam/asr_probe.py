@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from speechbrain_mam.asr_data import check_recordings, speech_dataset
 from speechbrain_mam.attention import find_attention
+from speechbrain_mam.batches import kept
 from speechbrain_mam.donor import Donor
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.finite import check_outputs
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.place import place
 from speechbrain_mam.plan import make_plan
 from speechbrain_mam.probe import Probe, probe
 
@@ -29,6 +31,8 @@ def probe_manifest(
     manifest: Path,
     data_folder: Path | None = None,
     batch_size: int = 8,
+    device: str | None = None,
+    precision: str = "fp32",
     progress: bool = False,
     **options: Any,
 ) -> Probe:
@@ -45,6 +49,10 @@ def probe_manifest(
         What ``$data_root`` in the manifest stands for; what its recipe noted beside it by default.
     batch_size : int
         Utterances a batch, in the order of their durations.
+    device : str, optional
+        ``cpu``, ``cuda`` or ``cuda:1``; the GPU by default, where there is one.
+    precision : str
+        ``fp32``, ``fp16`` or ``bf16``.
     progress : bool
         Whether to show a progress bar.
     **options
@@ -56,13 +64,16 @@ def probe_manifest(
     MAMError
         If a file is missing, or an utterance's text does not fit the model's alphabet.
     """
-    encoder = HubertCTC(target, trainable="none").eval()
+    where = place(device, precision)
+    encoder = HubertCTC(target, trainable="none").eval().to(where.device)
     loader = manifest_batches(encoder, manifest, data_folder, batch_size)
 
     def losses() -> Iterator[tuple[torch.Tensor, int]]:
         blank = encoder.alphabet.blank_index
         for batch in tqdm(loader, desc="probe", disable=not progress, leave=False):
-            log_probs, lens = encoder(*batch.sig)
+            batch = kept(batch).to(where.device)
+            with where.autocast():
+                log_probs, lens = encoder(*batch.sig)
             check_outputs(log_probs, batch.id, lens)
             tokens, token_lens = batch.tokens
             loss = sb.nnet.losses.ctc_loss(log_probs, tokens, lens, token_lens, blank_index=blank)

@@ -12,10 +12,12 @@ import speechbrain as sb
 import torch
 
 from speechbrain_mam.asr_probe import manifest_batches
+from speechbrain_mam.batches import kept
 from speechbrain_mam.choices import one_of
 from speechbrain_mam.finite import check_outputs
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
+from speechbrain_mam.place import Place, place
 from speechbrain_mam.points import (
     SWEEP_CONTROLS,
     Point,
@@ -106,6 +108,8 @@ def sweep_manifest(
     controls: Sequence[str] = (),
     data_folder: Path | None = None,
     batch_size: int = 8,
+    device: str | None = None,
+    precision: str = "fp32",
     progress: bool = False,
     **options: Any,
 ) -> SweepTable:
@@ -128,6 +132,10 @@ def sweep_manifest(
         What ``$data_root`` in the manifest stands for; what its recipe noted beside it by default.
     batch_size : int
         Utterances a batch, in the order of their durations.
+    device : str, optional
+        ``cpu``, ``cuda`` or ``cuda:1``; the GPU by default, where there is one.
+    precision : str
+        ``fp32``, ``fp16`` or ``bf16``.
     progress : bool
         Whether to show a progress bar.
     **options
@@ -142,12 +150,17 @@ def sweep_manifest(
     lams = parse_grid(grid)
     for control in controls:
         one_of("controls", control, SWEEP_CONTROLS)
-    encoder = HubertCTC(target, trainable="none").eval()
+    where = place(device, precision)
+    encoder = HubertCTC(target, trainable="none").eval().to(where.device)
     mam = MAM(encoder, donor, lam=lams[0], learnable=False, **options)
     subsets = parse_subsets(layers, mam.plan.target_layers)
     batches = list(manifest_batches(encoder, manifest, data_folder, batch_size))
     with tempfile.TemporaryDirectory() as scratch:
-        sweep = Sweep(mam, lambda a: _score(encoder, batches, a), Path(scratch), progress=progress)
+
+        def score(around: Around) -> dict[str, tuple[int, int]]:
+            return _score(encoder, batches, around, where)
+
+        sweep = Sweep(mam, score, Path(scratch), progress=progress)
         untouched, *points = sweep.run([Point(1.0, (), donor), *points_of(lams, subsets, [donor])])
         best = choose(points).point
         for control in controls:
@@ -157,12 +170,13 @@ def sweep_manifest(
 
 
 def _score(
-    encoder: HubertCTC, batches: Sequence[Any], around: Around
+    encoder: HubertCTC, batches: Sequence[Any], around: Around, where: Place
 ) -> dict[str, tuple[int, int]]:
     """Word errors and words of every utterance, by the model as it is now."""
     errors = sb.utils.metric_stats.ErrorRateStats()
     for i, batch in enumerate(batches):
-        with torch.no_grad(), around(i):
+        batch = kept(batch).to(where.device)
+        with torch.no_grad(), where.autocast(), around(i):
             log_probs, lens = encoder(*batch.sig)
         check_outputs(log_probs, batch.id, lens)
         best = sb.decoders.ctc_greedy_decode(log_probs, lens, encoder.alphabet.blank_index)

@@ -22,6 +22,7 @@ from speechbrain_mam.asr_data import train_loader_options
 from speechbrain_mam.brain import MAMBrain
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.option_checks import check_ranges
 from speechbrain_mam.plots import write_beside
 from speechbrain_mam.report import write_report
 from speechbrain_mam.task import TaskBrain
@@ -90,6 +91,8 @@ def load_recipe(
         raise MAMError(f"'{hparams_file}': {' '.join(str(part) for part in error.args)}") from error
     searched = SEARCH_KEYS if hparams.get("search") else ()
     check_keys(hparams, [*needed, *searched])
+    check_ranges(hparams)
+    check_ranges({key: value for key, value in run_opts.items() if value is not None})
     if not hparams.get("download"):  # what is to be downloaded need not be there
         hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
     return hparams, run_opts, hparams_file, overrides

@@ -694,6 +694,32 @@ def test_sweep(
     assert main([*command, "--force"]) == 0
 
 
+@pytest.mark.parametrize("verb", ["probe", "sweep"])
+def test_precision(
+    verb: str,
+    tmp_path: Path,
+    manifest: Path,
+    hubert_folder: Path,
+    bert_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The forward pass is in the precision that is asked for, on the device that is asked for."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        seen = []
+        hook = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, args, output, seen=seen: (
+                seen.append(output.dtype) if isinstance(module, torch.nn.Linear) else None
+            )
+        )
+        command = [verb, str(hubert_folder), str(bert_folder), "--manifest", str(manifest)]
+        command += ["--grid", "0.5"] if verb == "sweep" else []
+        assert main([*command, "--device", "cpu", "--precision", precision]) == 0
+        hook.remove()
+        found[precision] = set(seen)
+    assert found["fp32"] == {torch.float32} and torch.bfloat16 in found["bf16"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -704,6 +730,12 @@ def test_sweep(
         (["--grid", "0.9", "--controls", "rand"], "--controls: 'rand' is not one of none, random"),
         (["--grid", "0.9", "--batch-size", "0"], "--batch-size 0: expected a number above 0"),
         (["--grid", "0.9", "--manifest", "none.csv"], "--manifest 'none.csv': no such file"),
+        (["--grid", "0.9", "--device", "cuda:77"], "--device: 'cuda:77' is not on this machine"),
+        (["--grid", "0.9", "--precision", "int8"], "--precision: 'int8' is not one of fp32"),
+        (
+            ["--grid", "0.9", "--device", "cpu", "--precision", "fp16"],
+            "--precision: fp16 on a CPU is not supported",
+        ),
     ],
 )
 def test_a_bad_sweep_gets_one_line(

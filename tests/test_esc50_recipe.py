@@ -188,7 +188,12 @@ def test_resumed_in_the_middle_of_an_epoch(parts, tmp_path):
         ("finetune", {"num_classes": "50"}, (), "key 'num_classes' is 50, but"),
         ("finetune", {"fold": "6"}, (), "fold 6: expected one of ESC-50's folds, 1 to 5"),
         ("finetune", {}, ("--folds", "1,6"), "--folds '1,6': expected all, or some of 1 to 5"),
-        ("finetune", {"lr_layer_decay": "0"}, (), "key 'lr_layer_decay': 0 is not a number"),
+        (
+            "finetune",
+            {"lr_layer_decay": "0"},
+            (),
+            "key 'lr_layer_decay': expected a number above 0 to 1, got 0",
+        ),
         ("mam_zeroshot", {"merge_into": "everything"}, (), "merge_into"),
         ("mam_zeroshot", {"merge_into": "untouched"}, (), "with number_of_epochs 2; expected 0"),
         ("mam_learnable", {"lam": "1.5"}, (), "λ = 1.5"),

@@ -32,6 +32,8 @@ OPTIONS = {
     "donor": "DONOR",
     "control": "--controls",
     "lam_grid": "--grid",
+    "device": "--device",
+    "precision": "--precision",
     "layer_choices": "--layers",
 }
 """What a YAML key is called here."""

@@ -87,6 +87,8 @@ def probe_command(options: argparse.Namespace) -> None:
         Path(options.manifest),
         Path(options.data_folder) if options.data_folder else None,
         options.batch_size,
+        device=options.device,
+        precision=options.precision,
         progress=sys.stderr.isatty(),
         layers=options.layers,
         **_choices(options),
@@ -118,6 +120,8 @@ def sweep_command(options: argparse.Namespace) -> None:
         controls=options.controls,
         data_folder=Path(options.data_folder) if options.data_folder else None,
         batch_size=options.batch_size,
+        device=options.device,
+        precision=options.precision,
         progress=sys.stderr.isatty(),
         **_choices(options),
     )

@@ -51,6 +51,8 @@ def add_speech(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", metavar="CSV", required=True, help="the speech to measure on")
     parser.add_argument("--data-folder", metavar="DIR", help="what $data_root in CSV stands for")
     parser.add_argument("--batch-size", type=int, default=8, help="utterances a batch; default 8")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1; default a GPU where there is one")
+    parser.add_argument("--precision", default="fp32", help="fp32, fp16 or bf16; default fp32")
 
 
 def add_choices(

@@ -64,8 +64,8 @@ def check_target(
     run : callable
         ``run(model)`` makes one forward pass on some input, in the model's own precision.
     settings : iterable of Setting, optional
-        :func:`~speechbrain_mam.testing.pairwise` of
-        :func:`~speechbrain_mam.testing.every_setting` by default.
+        :func:`~speechbrain_mam.testing.settings.pairwise` of
+        :func:`~speechbrain_mam.testing.settings.every_setting` by default.
 
     Returns
     -------
