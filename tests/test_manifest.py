@@ -12,6 +12,7 @@ from speechbrain_mam.asr_probe import manifest_batches
 from speechbrain_mam.asr_sweep import _score
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.place import place
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def labels_and_errors(encoder, root, manifest):
     dataset = speech_dataset(manifest, str(root), encoder)
     labels = {item["id"]: (item["wrd"], item["tokens"].tolist()) for item in dataset}
     batches = list(manifest_batches(encoder, manifest, root, 2))
-    return labels, _score(encoder, batches, lambda _: nullcontext())
+    return labels, _score(encoder, batches, lambda _: nullcontext(), place("cpu"))
 
 
 WAYS = {
