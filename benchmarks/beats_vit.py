@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import ViTConfig, ViTModel
 
 from speechbrain_mam import Donor, LearnableMAM, Merge, find_attention, make_plan
-from speechbrain_mam.learnable import keep_donor_out_of_ddp
+from speechbrain_mam.learning.learnable import keep_donor_out_of_ddp
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.beats_model import BEATsModel
 

@@ -37,11 +37,11 @@ from torch import Tensor, nn
 from train_step import AS_IT_COMES, KEPT, keep_freed_memory
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from speechbrain_mam.merged_linear import MergedLinearByWeight
-from speechbrain_mam.merged_module import MergedModule
-from speechbrain_mam.merged_other import Piece, merge_rows
-from speechbrain_mam.methods import METHODS
-from speechbrain_mam.once_a_forward import keep_merged_within
+from speechbrain_mam.learning.linear import MergedLinearByWeight
+from speechbrain_mam.learning.module import MergedModule
+from speechbrain_mam.learning.other_layers import Piece, merge_rows
+from speechbrain_mam.merging.methods import METHODS
+from speechbrain_mam.learning.once_a_forward import keep_merged_within
 
 LAM, HEADS = 0.95, 16
 VARIANTS = ("plain", "mam", "each read")

@@ -33,8 +33,8 @@ from variants import SHAPES, save_checkpoint
 
 from speechbrain_mam import MAM
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-from speechbrain_mam.points import Point, Scored, points_of
-from speechbrain_mam.search import Sweep
+from speechbrain_mam.search.grid import Point, Scored, points_of
+from speechbrain_mam.search.sweep import Sweep
 
 GRID = [round(0.5 + 0.045 * i, 3) for i in range(11)]
 GOALS = {"all": 0.75, "upper half": 0.45}

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import HubertConfig, HubertForCTC, Wav2Vec2FeatureExtractor
 
-from speechbrain_mam.attention import architecture, find_attention, index_attention
-from speechbrain_mam.donor import TensorKey
-from speechbrain_mam.learnable import LearnableMAM
+from speechbrain_mam.architectures.index import architecture, find_attention, index_attention
+from speechbrain_mam.donors.donor import TensorKey
+from speechbrain_mam.learning.learnable import LearnableMAM
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-from speechbrain_mam.merge import donor_tensors
-from speechbrain_mam.plan import MergePlan, make_plan
+from speechbrain_mam.merging.apply import donor_tensors
+from speechbrain_mam.merging.planner import MergePlan, make_plan
 
 SAMPLE_RATE_HZ = 16000
 LAM = 0.95

@@ -26,8 +26,8 @@ from torchaudio.functional import resample
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from speechbrain_mam import MAM
-from speechbrain_mam.ctranslate2_file import read_model
-from speechbrain_mam.sources import resolve_model
+from speechbrain_mam.model_files.ctranslate2_file import read_model
+from speechbrain_mam.model_files.find import resolve_model
 
 WHISPER = "Systran/faster-whisper-tiny.en"
 DONORS = {

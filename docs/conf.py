@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import speechbrain_mam
-from speechbrain_mam import architectures
+from speechbrain_mam.architectures import registry as architectures
 from speechbrain_mam.cli import main
 
 project = "speechbrain_mam"

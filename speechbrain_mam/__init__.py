@@ -6,21 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from speechbrain_mam.architectures import (
+    from speechbrain_mam.architectures.registry import (
         ARCHITECTURES,
         Architecture,
         register_architecture,
         supported_models,
     )
-    from speechbrain_mam.attention import find_attention, index_attention
-    from speechbrain_mam.brain import MAMBrain
-    from speechbrain_mam.donor import Donor
+    from speechbrain_mam.architectures.index import find_attention, index_attention
+    from speechbrain_mam.brain.brain import MAMBrain
+    from speechbrain_mam.donors.donor import Donor
     from speechbrain_mam.errors import MAMError
-    from speechbrain_mam.learnable import LearnableMAM
+    from speechbrain_mam.learning.learnable import LearnableMAM
     from speechbrain_mam.mam import MAM
-    from speechbrain_mam.merge import Merge
-    from speechbrain_mam.merged_linear import MergedLinear
-    from speechbrain_mam.plan import MergePlan, make_plan
+    from speechbrain_mam.merging.apply import Merge
+    from speechbrain_mam.learning.linear import MergedLinear
+    from speechbrain_mam.merging.planner import MergePlan, make_plan
 
 __version__ = "0.1.0"
 

@@ -121,7 +121,7 @@ def carry_along(model: Path, out: Path, weights: Collection[Path] = ()) -> None:
     Example
     -------
     >>> import tempfile
-    >>> from speechbrain_mam.sources import resolve_model
+    >>> from speechbrain_mam.model_files.find import resolve_model
     >>> with tempfile.TemporaryDirectory() as scratch:
     ...     carry_along(resolve_model("speechbrain_mam/hubert-mini"), Path(scratch))
     ...     {"config.json", "vocab.json"} <= {path.name for path in Path(scratch).iterdir()}

@@ -10,22 +10,22 @@ from typing import Any
 
 from torch import nn
 
-from speechbrain_mam.attention import find_attention
-from speechbrain_mam.choices import Lam, LayerChoice, one_of
-from speechbrain_mam.controls import CONTROLS, controlled
-from speechbrain_mam.donor import Donor, TensorSource, fingerprint
-from speechbrain_mam.donor_mix import DonorMix
+from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.options import Lam, LayerChoice, one_of
+from speechbrain_mam.donors.controls import CONTROLS, controlled
+from speechbrain_mam.donors.donor import Donor, TensorSource, fingerprint
+from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.learnable import CONSTRAINTS, GRANULARITIES, LearnableMAM
-from speechbrain_mam.merge import Merge
-from speechbrain_mam.plan import MergePlan, make_plan
+from speechbrain_mam.learning.learnable import CONSTRAINTS, GRANULARITIES, LearnableMAM
+from speechbrain_mam.merging.apply import Merge
+from speechbrain_mam.merging.planner import MergePlan, make_plan
 
 
 class MAM:
     """A merge as it is configured: W = λ · W_target + (1 − λ) · W_donor.
 
     Building it reads and changes nothing, so that it can stand in a YAML before the pretrainer has
-    run; :meth:`apply` does the work. :class:`~speechbrain_mam.brain.MAMBrain` calls it.
+    run; :meth:`apply` does the work. :class:`~speechbrain_mam.brain.brain.MAMBrain` calls it.
 
     Arguments
     ---------
@@ -34,13 +34,13 @@ class MAM:
     donor : str, Donor or list of them
         Hub name, local folder, or an open donor; several donors share what is not the target's.
     lam, layers, projections, layer_map, bias, donor_scale, method, align, width
-        See :func:`speechbrain_mam.plan.make_plan`.
+        See :func:`speechbrain_mam.merging.planner.make_plan`.
     learnable : bool
-        Whether λ is learned (:class:`~speechbrain_mam.learnable.LearnableMAM`) or fixed.
+        Whether λ is learned (:class:`~speechbrain_mam.learning.learnable.LearnableMAM`) or fixed.
     granularity, constraint
-        See :class:`~speechbrain_mam.learnable.LearnableMAM`.
+        See :class:`~speechbrain_mam.learning.learnable.LearnableMAM`.
     control, control_seed
-        A donor that holds nothing, to compare with: see :mod:`speechbrain_mam.controls`.
+        A donor that holds nothing, to compare with: see :mod:`speechbrain_mam.donors.controls`.
     donor_shares : list of float, optional
         Of several donors, each one's share of 1 − λ; they sum to 1, and are equal by default. With
         ``learnable`` they are where the donors' λ start.
@@ -133,7 +133,7 @@ class MAM:
 
     @property
     def control_name(self) -> str:
-        """``none``, a control of :mod:`speechbrain_mam.controls`, or ``match_norm``."""
+        """``none``, a control of :mod:`speechbrain_mam.donors.controls`, or ``match_norm``."""
         scale = self.options["donor_scale"]
         return scale if self.control == "none" and scale != "none" else self.control
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from speechbrain_mam.attention import PROJECTIONS
+from speechbrain_mam.architectures.index import PROJECTIONS
 from speechbrain_mam.errors import MAMError
 
 Lam = float | str | Sequence[float] | Mapping[str, float | str | Sequence[float]]

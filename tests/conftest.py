@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-from speechbrain_mam.embedded.corpora import mini_corpus
+from tools.embedded.corpora import mini_corpus
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_mam import Donor, LearnableMAM, find_attention, make_plan
-from speechbrain_mam.learnable import keep_donor_out_of_ddp
+from speechbrain_mam.learning.learnable import keep_donor_out_of_ddp
 from speechbrain_mam.lobes.beats import BEATsEncoder
 
 

@@ -23,8 +23,9 @@ from conftest import REPO
 from hyperpyyaml import resolve_references
 from torch.distributed.run import get_args_parser
 
-from speechbrain_mam import cli, seeds
-from speechbrain_mam.folds import parse_folds
+from speechbrain_mam import cli
+from speechbrain_mam.runs import seeds
+from speechbrain_mam.runs.folds import parse_folds
 
 DIRECTIVES = {"include", "toctree"}
 """Of MyST, which the strict build checks."""
@@ -139,7 +140,7 @@ def _python(words: list[str], capsys) -> None:
         return _mam(rest, capsys)
     if module == "speechbrain_mam.report":
         return _mam(["report", *rest], capsys)
-    if module == "speechbrain_mam.seeds":
+    if module == "speechbrain_mam.runs.seeds":
         return _seeds(rest)
     assert importlib.util.find_spec(module), f"python -m {module}: no such module"
     return None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from speechbrain_mam.attention import AttentionIndex, TensorRef
+from speechbrain_mam.architectures.index import AttentionIndex, TensorRef
 from speechbrain_mam.testing import families
 from speechbrain_mam.testing.families import (
     HEADS as HEADS,

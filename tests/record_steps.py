@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from speechbrain_mam.task import TaskBrain
+from speechbrain_mam.tasks.task import TaskBrain
 
 
 def record(out: Path, kill_after: int) -> None:

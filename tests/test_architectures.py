@@ -32,19 +32,19 @@ from torch import nn
 
 import speechbrain_mam
 from speechbrain_mam import Donor, LearnableMAM, MAMError, Merge, find_attention, make_plan
-from speechbrain_mam.architectures import (
+from speechbrain_mam.architectures.registry import (
     ARCHITECTURES,
     Architecture,
     architecture,
     register_architecture,
     supported_models,
 )
-from speechbrain_mam.attention import AttentionIndex, index_attention
+from speechbrain_mam.architectures.index import AttentionIndex, index_attention
 from speechbrain_mam.cli import main
-from speechbrain_mam.donor import ModelFolder
+from speechbrain_mam.donors.donor import ModelFolder
 from speechbrain_mam.lobes.beats import BEATsEncoder
-from speechbrain_mam.naming import Names, example_name
-from speechbrain_mam.prefix import PrefixCache
+from speechbrain_mam.architectures.names import Names, example_name
+from speechbrain_mam.search.prefix_cache import PrefixCache
 
 ROWS = {row.name: row for row in ARCHITECTURES}
 TARGETS = [f for f in FAMILIES if "target" in ROWS[f.row].roles and f.tower is None]

@@ -19,11 +19,11 @@ from speechbrain.lobes.models.beats import BEATs
 from tiny_beats import CFG, clips, save_beats, tiny_state
 
 from speechbrain_mam import Donor, LearnableMAM, MAMError, Merge, find_attention, make_plan
-from speechbrain_mam.learnable import GRANULARITIES
+from speechbrain_mam.learning.learnable import GRANULARITIES
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.beats_model import BEATsModel
 from speechbrain_mam.lobes.fbank import FilterBanks, frame_count
-from speechbrain_mam.prefix import PrefixCache
+from speechbrain_mam.search.prefix_cache import PrefixCache
 
 LENS = torch.tensor([1.0, 0.7, 0.5, 0.93, 0.31])
 

@@ -27,7 +27,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
 from speechbrain_mam import MAM, MAMBrain, MAMError
-from speechbrain_mam.lambda_history import LambdaLog
+from speechbrain_mam.brain.lambda_history import LambdaLog
 
 START = 0.8
 FEED_FORWARD = ["*.feed_forward.*_dense"]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.choices import map_layers, parse_lam, parse_layers, parse_projections
-from speechbrain_mam.points import parse_controls, parse_donors, parse_grid, parse_subsets
+from speechbrain_mam.options import map_layers, parse_lam, parse_layers, parse_projections
+from speechbrain_mam.search.grid import parse_controls, parse_donors, parse_grid, parse_subsets
 
 
 @given(st.integers(1, 48), st.data())

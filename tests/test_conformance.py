@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.merge import Merge
+from speechbrain_mam.merging.apply import Merge
 from speechbrain_mam.testing import Setting, check_target, every_setting, pairwise
 from speechbrain_mam.testing.targets import TARGETS, save_donors
 

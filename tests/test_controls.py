@@ -5,7 +5,7 @@ import torch
 from conftest import build_speech_model
 
 from speechbrain_mam import MAM, Donor, MAMError, find_attention, make_plan
-from speechbrain_mam.controls import CONTROLS, ControlDonor, controlled
+from speechbrain_mam.donors.controls import CONTROLS, ControlDonor, controlled
 
 
 @pytest.fixture()

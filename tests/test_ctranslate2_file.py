@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from speechbrain_mam import Donor, MAMError, Merge, find_attention, make_plan
 from speechbrain_mam.cli import main
-from speechbrain_mam.ctranslate2_file import read_model
-from speechbrain_mam.sources import WHEELS
+from speechbrain_mam.model_files.ctranslate2_file import read_model
+from speechbrain_mam.model_files.find import WHEELS
 
 REAL = "Systran/faster-whisper-tiny.en"
 

@@ -17,7 +17,7 @@ from made_up_runs import TestSet, write_run
 from transformers import HubertConfig, HubertModel
 
 from speechbrain_mam import Donor, MAMError
-from speechbrain_mam.architectures import ARCHITECTURES
+from speechbrain_mam.architectures.registry import ARCHITECTURES
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 
 PAGES = [
@@ -217,7 +217,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "html" / "api" / "core.html").read_text(encoding="utf-8")
-    assert 'id="speechbrain_mam.plan.make_plan"' in page
+    assert 'id="speechbrain_mam.merging.planner.make_plan"' in page
     assert "HuBERT" in (tmp_path / "html" / "models.html").read_text(encoding="utf-8")
     loaded = re.compile(r'<(?:script|img|iframe|link)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*"')
     for html in (tmp_path / "html").rglob("*.html"):

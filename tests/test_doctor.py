@@ -14,7 +14,8 @@ import soundfile
 import yaml
 from conftest import REPO
 
-from speechbrain_mam import doctor, offline, sources
+from speechbrain_mam.cli import doctor
+from speechbrain_mam.model_files import find as sources, offline
 from speechbrain_mam.cli import main
 from speechbrain_mam.embedded import corpora
 

@@ -9,7 +9,7 @@ from conftest import save_bert
 from transformers import BertModel
 
 from speechbrain_mam import Donor, MAMError
-from speechbrain_mam.sources import WHEELS, resolve_model
+from speechbrain_mam.model_files.find import WHEELS, resolve_model
 
 
 def test_tensors_are_those_of_the_model(bert_folder):

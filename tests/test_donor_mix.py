@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechbrain_mam import MAM, Donor, MAMError, find_attention
-from speechbrain_mam.donor_mix import DonorMix
-from speechbrain_mam.lambda_values import nearest_on_simplex
+from speechbrain_mam.donors.mix import DonorMix
+from speechbrain_mam.learning.lambdas import nearest_on_simplex
 
 WAV = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
 SHARES = [0.25, 0.75]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.folders import carry_along, check_output, new_folder
+from speechbrain_mam.atomic import carry_along, check_output, new_folder
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:

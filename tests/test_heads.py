@@ -7,8 +7,8 @@ from speechbrain.lobes.models.transformer.Transformer import TransformerEncoder
 from torch import nn
 
 from speechbrain_mam import Donor, LearnableMAM, Merge, MergedLinear, find_attention, make_plan
-from speechbrain_mam.merged_linear import MergedLinearByWeight
-from speechbrain_mam.merged_module import own_parameter
+from speechbrain_mam.learning.linear import MergedLinearByWeight
+from speechbrain_mam.learning.module import own_parameter
 
 HEADS, WIDTH = 2, 16
 WAV = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))

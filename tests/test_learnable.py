@@ -8,7 +8,7 @@ from conftest import FAMILIES, build_speech_model
 from torch import nn
 
 from speechbrain_mam import Donor, LearnableMAM, MAMError, MergedLinear, find_attention, make_plan
-from speechbrain_mam.learnable import GRANULARITIES, keep_donor_out_of_ddp
+from speechbrain_mam.learning.learnable import GRANULARITIES, keep_donor_out_of_ddp
 
 WAV = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
 

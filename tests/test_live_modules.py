@@ -15,9 +15,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from speechbrain_mam import MAM, MAMError, find_attention
-from speechbrain_mam.learnable import keep_donor_out_of_ddp
-from speechbrain_mam.merged_linear import _BUFFERS, MergedLinear
-from speechbrain_mam.merged_module import MergedModule, own_parameter
+from speechbrain_mam.learning.learnable import keep_donor_out_of_ddp
+from speechbrain_mam.learning.linear import _BUFFERS, MergedLinear
+from speechbrain_mam.learning.module import MergedModule, own_parameter
 
 WAV = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
 X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))

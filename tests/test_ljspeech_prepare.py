@@ -10,7 +10,7 @@ from conftest import REPO, save_corpus
 from test_hubert_ctc import ALPHABET
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.corpus import normalize_text
+from speechbrain_mam.tasks.corpus import normalize_text
 
 sys.path.insert(0, str(REPO / "recipes" / "LJSpeech"))
 from ljspeech_prepare import prepare_ljspeech, split_sizes
@@ -109,7 +109,7 @@ def test_broken_audio(corpus, tmp_path):
 
 
 def test_a_cut_flac_is_found(tmp_path):
-    from speechbrain_mam.corpus import check_audio
+    from speechbrain_mam.tasks.corpus import check_audio
 
     file = tmp_path / "a.flac"
     soundfile.write(file, np.random.default_rng(0).standard_normal(32000) * 0.1, 16000)
@@ -127,13 +127,13 @@ def test_stereo_is_mixed_down_and_said_once(corpus, tmp_path, caplog):
         prepare(corpus, tmp_path)
     said = [record.getMessage() for record in caplog.records if "mixed down" in record.getMessage()]
     assert said == ["2 recordings have several channels: they are mixed down"]
-    from speechbrain_mam.audio import load_audio
+    from speechbrain_mam.tasks.audio import load_audio
 
     assert load_audio(str(corpus / "wavs" / "XX001-0001.wav"), 16000).shape == (8000,)
 
 
 def test_resampling(tmp_path):
-    from speechbrain_mam.audio import load_audio
+    from speechbrain_mam.tasks.audio import load_audio
 
     time = np.arange(22050) / 22050
     soundfile.write(tmp_path / "tone.wav", 0.5 * np.sin(2 * np.pi * 440 * time), 22050)

@@ -7,12 +7,12 @@ from contextlib import nullcontext
 import pytest
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.asr_data import speech_dataset
-from speechbrain_mam.asr_probe import manifest_batches
-from speechbrain_mam.asr_sweep import _score
-from speechbrain_mam.embedded.corpora import mini_corpus
+from speechbrain_mam.tasks.asr_data import speech_dataset
+from speechbrain_mam.runs.probe_manifest import manifest_batches
+from speechbrain_mam.runs.sweep_manifest import _score
+from tools.embedded.corpora import mini_corpus
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-from speechbrain_mam.place import place
+from speechbrain_mam.runs.place import place
 
 
 @pytest.fixture(scope="module")

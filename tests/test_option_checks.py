@@ -8,9 +8,9 @@ import yaml
 from conftest import REPO
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.option_checks import RANGES, check_ranges
-from speechbrain_mam.place import place
-from speechbrain_mam.recipe import load_recipe
+from speechbrain_mam.runs.option_checks import RANGES, check_ranges
+from speechbrain_mam.runs.place import place
+from speechbrain_mam.runs.recipe import load_recipe
 
 
 class AnyTag(yaml.SafeLoader):

@@ -5,7 +5,7 @@ import torch
 from conftest import FAMILIES, build_speech_model
 
 from speechbrain_mam import Donor, MAMError, Merge, find_attention, make_plan
-from speechbrain_mam.prefix import PrefixCache
+from speechbrain_mam.search.prefix_cache import PrefixCache
 
 BATCHES = [(2, 4000), (3, 6400), (1, 9000)]
 

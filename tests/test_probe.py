@@ -7,7 +7,7 @@ from conftest import build_speech_model
 from speechbrain.lobes.models.transformer.Transformer import TransformerEncoder
 
 from speechbrain_mam import Donor, MAMError, Merge, find_attention, make_plan
-from speechbrain_mam.probe import Probe, probe
+from speechbrain_mam.search.probe import Probe, probe
 
 
 @pytest.fixture()

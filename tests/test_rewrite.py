@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from speechbrain_mam.attention import find_attention
-from speechbrain_mam.donor import Donor, ModelFolder
+from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.donors.donor import Donor, ModelFolder
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merge import Merge, donor_tensors, linear
-from speechbrain_mam.plan import MergePlan, make_plan
-from speechbrain_mam.rewrite import TensorFile, _round_ties, merge_folders, mix
+from speechbrain_mam.merging.apply import Merge, donor_tensors, linear
+from speechbrain_mam.merging.planner import MergePlan, make_plan
+from speechbrain_mam.merging.tensor_file import TensorFile, _round_ties, merge_folders, mix
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "merge_memory.py"

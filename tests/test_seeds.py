@@ -10,8 +10,8 @@ import pytest
 from conftest import REPO
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.jobs import run_jobs
-from speechbrain_mam.seeds import label_of, main, plan_jobs
+from speechbrain_mam.runs.jobs import run_jobs
+from speechbrain_mam.runs.seeds import label_of, main, plan_jobs
 
 FAKE_RECIPE = """
 import json, re, sys, time

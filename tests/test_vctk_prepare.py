@@ -290,7 +290,7 @@ def test_the_real_digits_can_be_prepared(real_data, tmp_path, caplog):
     assert [len(rows[split]) for split in SPLITS] == [305, 102, 201]
     assert speakers_of(rows) == [["s1", "s4", "s6"], ["s3"], ["s2", "s5"]]
     assert rows["test"][0]["wrd"] == "SEVEN SEVEN THREE"
-    from speechbrain_mam.audio import load_audio
+    from speechbrain_mam.tasks.audio import load_audio
 
     first = rows["test"][0]
     signal = load_audio(first["wav"].replace("$data_root", str(real_data / "digits_vctk")), 16000)

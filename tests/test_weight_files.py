@@ -17,9 +17,9 @@ from transformers import AutoModelForCTC, BertModel, DebertaConfig, DebertaModel
 from speechbrain_mam import Donor, MAMError
 from speechbrain_mam.cli import main
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-from speechbrain_mam.model_folder import ModelFolder
-from speechbrain_mam.reading import sha256_of
-from speechbrain_mam.weight_files import what_is_missing
+from speechbrain_mam.model_files.folder import ModelFolder
+from speechbrain_mam.model_files.read import sha256_of
+from speechbrain_mam.model_files.weight_files import what_is_missing
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

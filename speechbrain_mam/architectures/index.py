@@ -1,6 +1,6 @@
 """Where query, key and value live, by the table of architectures.
 
-A row of :data:`~speechbrain_mam.architectures.ARCHITECTURES` tells how the parameters of
+A row of :data:`~speechbrain_mam.architectures.registry.ARCHITECTURES` tells how the parameters of
 self-attention are named, in a live ``torch.nn.Module`` and in its file on disk, so one function,
 :func:`index_attention`, serves both.
 
@@ -23,12 +23,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from speechbrain_mam.architectures import ARCHITECTURES as ARCHITECTURES
-from speechbrain_mam.architectures import Architecture, nearest_model_types
-from speechbrain_mam.architectures import architecture as architecture
+from speechbrain_mam.architectures.registry import ARCHITECTURES as ARCHITECTURES
+from speechbrain_mam.architectures.registry import Architecture, nearest_model_types
+from speechbrain_mam.architectures.registry import architecture as architecture
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.naming import Names, check_role, choose_tower, closest, example_name
-from speechbrain_mam.stored import check_plain
+from speechbrain_mam.architectures.names import Names, check_role, choose_tower, closest, example_name
+from speechbrain_mam.tensor_checks import check_plain
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from speechbrain_mam.architectures import Architecture
+from speechbrain_mam.architectures.registry import Architecture
 from speechbrain_mam.errors import MAMError
 
 
@@ -31,7 +31,7 @@ class Names:
 
     Example
     -------
-    >>> from speechbrain_mam.architectures import architecture
+    >>> from speechbrain_mam.architectures.registry import architecture
     >>> Names(architecture("modernbert")).match("model.layers.3.attn.Wqkv.weight")
     Match(prefix='model.', place=(0, 3), projections=('query', 'key', 'value'), kind='weight', \
 interleaved=False)
@@ -102,7 +102,7 @@ def choose_tower(
 
     Example
     -------
-    >>> from speechbrain_mam.architectures import architecture
+    >>> from speechbrain_mam.architectures.registry import architecture
     >>> shapes = {"text_model.x": (1,), "vision_model.y": (1,)}
     >>> choose_tower(shapes, architecture("clip"), "vision", "the model")
     ({'vision_model.y': (1,)}, 'vision')
@@ -152,7 +152,7 @@ def example_name(
 
     Example
     -------
-    >>> from speechbrain_mam.architectures import architecture
+    >>> from speechbrain_mam.architectures.registry import architecture
     >>> example_name(architecture("albert"), (1, 0), "value")
     'encoder.albert_layer_groups.1.albert_layers.0.attention.value.weight'
     """

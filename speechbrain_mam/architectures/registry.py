@@ -1,7 +1,7 @@
 """The table of architectures: how each family of Transformers names its self-attention.
 
-A new family is a new row: in :mod:`speechbrain_mam.architecture_table`, or of one's own with
-:func:`register_architecture`. What reads the rows is in :mod:`speechbrain_mam.attention`.
+A new family is a new row: in :mod:`speechbrain_mam.architectures.table`, or of one's own with
+:func:`register_architecture`. What reads the rows is in :mod:`speechbrain_mam.architectures.index`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import difflib
 import re
 from typing import NamedTuple
 
-from speechbrain_mam.architecture_row import ROLES
-from speechbrain_mam.architecture_row import Architecture as Architecture
-from speechbrain_mam.architecture_table import ROWS
+from speechbrain_mam.architectures.row import ROLES
+from speechbrain_mam.architectures.row import Architecture as Architecture
+from speechbrain_mam.architectures.table import ROWS
 from speechbrain_mam.errors import MAMError
 
 ARCHITECTURES: list[Architecture] = list(ROWS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from speechbrain_mam.architecture_row import Architecture
+from speechbrain_mam.architectures.row import Architecture
 
 QKV = ("query", "key", "value")
 

@@ -16,9 +16,9 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.train_logger import FileTrainLogger, TrainLogger
 
-from speechbrain_mam.guarded_checkpoints import check_settings, describe
+from speechbrain_mam.brain.checkpoints import check_settings, describe
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.plots import plot_lambdas, write_beside
+from speechbrain_mam.report.plots import plot_lambdas, write_beside
 
 
 @register_checkpoint_hooks

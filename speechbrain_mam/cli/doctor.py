@@ -16,8 +16,8 @@ from pathlib import Path
 from speechbrain_mam import __version__
 from speechbrain_mam.embedded import corpora
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.offline import find_offline
-from speechbrain_mam.sources import EMBEDDED_MODELS, WHEELS
+from speechbrain_mam.model_files.offline import find_offline
+from speechbrain_mam.model_files.find import EMBEDDED_MODELS, WHEELS
 
 PACKAGES = (
     *("torch", "torchaudio", "transformers", "speechbrain", "hyperpyyaml", "safetensors"),

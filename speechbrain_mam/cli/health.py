@@ -26,7 +26,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def doctor_command(options: argparse.Namespace) -> None:
     """``speechbrain-mam doctor``: print the findings; an error if a default recipe cannot run."""
-    from speechbrain_mam.doctor import examine
+    from speechbrain_mam.cli.doctor import examine
 
     found = examine()
     sys.stdout.write(f"{found.to_json() if options.json else found}\n")

@@ -17,7 +17,7 @@ from speechbrain_mam.cli.parser import (
     add_speech,
     add_verb,
 )
-from speechbrain_mam.folders import check_output, new_folder
+from speechbrain_mam.atomic import check_output, new_folder
 
 PROBE_HELP = "rank TARGET's layers and heads by what a small step towards DONOR does to its loss"
 PROBE_EXAMPLES = """\
@@ -76,7 +76,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def probe_command(options: argparse.Namespace) -> None:
     """``speechbrain-mam probe``: print the ranking, draw it."""
-    from speechbrain_mam.asr_probe import probe_manifest
+    from speechbrain_mam.runs.probe_manifest import probe_manifest
 
     _hide_loading()
 
@@ -105,7 +105,7 @@ def probe_command(options: argparse.Namespace) -> None:
 
 def sweep_command(options: argparse.Namespace) -> None:
     """``speechbrain-mam sweep``: print the table, draw the curves."""
-    from speechbrain_mam.asr_sweep import sweep_manifest
+    from speechbrain_mam.runs.sweep_manifest import sweep_manifest
     from speechbrain_mam.report.figures import plot_sweep
     from speechbrain_mam.report.search_results import read_sweep
 

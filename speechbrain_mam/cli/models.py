@@ -14,11 +14,11 @@ from speechbrain_mam.cli.parser import (
     add_output,
     add_verb,
 )
-from speechbrain_mam.donor import ModelFolder, open_donor
-from speechbrain_mam.folders import check_output, new_folder
-from speechbrain_mam.plan import MergePlan, make_plan
-from speechbrain_mam.rewrite import merge_folders
-from speechbrain_mam.sources import resolve_model
+from speechbrain_mam.donors.donor import ModelFolder, open_donor
+from speechbrain_mam.atomic import check_output, new_folder
+from speechbrain_mam.merging.planner import MergePlan, make_plan
+from speechbrain_mam.merging.tensor_file import merge_folders
+from speechbrain_mam.model_files.find import resolve_model
 
 PLAN_HELP = "print which tensors a merge would touch, with what and how much; nothing is written"
 PLAN_EXAMPLES = """\

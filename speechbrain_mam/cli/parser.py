@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from speechbrain_mam.choices import LAYER_MAPS
+from speechbrain_mam.options import LAYER_MAPS
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.methods import METHODS
-from speechbrain_mam.plan import ALIGNMENTS, DONOR_SCALES, WIDTHS
+from speechbrain_mam.merging.methods import METHODS
+from speechbrain_mam.merging.planner import ALIGNMENTS, DONOR_SCALES, WIDTHS
 
 PROGRAM = "speechbrain-mam"
 MERGE_CHOICES = (*("projections", "layer_map", "bias", "donor_scale", "method", "align", "width"),)
-"""Options of :func:`add_choices` that :func:`~speechbrain_mam.plan.make_plan` takes as they are."""
+"""Options of :func:`add_choices` that :func:`~speechbrain_mam.merging.planner.make_plan` takes as they are."""
 
 Verbs = argparse._SubParsersAction
 
@@ -61,7 +61,7 @@ def add_choices(
     with_lam: bool = True,
     several_layers: bool = False,
 ) -> None:
-    """The arguments of :func:`speechbrain_mam.plan.make_plan`."""
+    """The arguments of :func:`speechbrain_mam.merging.planner.make_plan`."""
     model = "a Hugging Face folder, or a name on the Hub or in its cache"
     parser.add_argument("target", metavar="TARGET", help=f"the speech model: {model}")
     parser.add_argument(

@@ -21,10 +21,10 @@ import zlib
 
 import torch
 
-from speechbrain_mam.choices import one_of
-from speechbrain_mam.donor import TensorKey, TensorSource
+from speechbrain_mam.options import one_of
+from speechbrain_mam.donors.donor import TensorKey, TensorSource
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.plan import MergePlan
+from speechbrain_mam.merging.planner import MergePlan
 
 CONTROLS = ("none", "random", "shuffled_layers", "permuted_rows", "no_donor")
 DRAWN = ("random", "shuffled_layers", "permuted_rows")

@@ -1,6 +1,6 @@
 """A donor's query, key and value, read lazily from disk: no donor model is ever built.
 
-:class:`~speechbrain_mam.model_folder.ModelFolder` reads single tensors of a Hugging Face folder;
+:class:`~speechbrain_mam.model_files.folder.ModelFolder` reads single tensors of a Hugging Face folder;
 :class:`Donor` gives those of its self-attention in float32.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from speechbrain_mam.attention import AttentionIndex
+from speechbrain_mam.architectures.index import AttentionIndex
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.model_folder import ModelFolder as ModelFolder
-from speechbrain_mam.sources import LONELY, known_config, resolve_model
-from speechbrain_mam.weight_files import lonely_file
+from speechbrain_mam.model_files.folder import ModelFolder as ModelFolder
+from speechbrain_mam.model_files.find import LONELY, known_config, resolve_model
+from speechbrain_mam.model_files.weight_files import lonely_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ def open_donor(source: str | Path, tower: str | None = None) -> DonorFolder:
     Arguments
     ---------
     source : str or Path
-        Hub name, local folder or file, see :func:`speechbrain_mam.sources.resolve_model`. Beside a
+        Hub name, local folder or file, see :func:`speechbrain_mam.model_files.find.resolve_model`. Beside a
         ``.safetensors`` or ``.onnx`` file lies its ``config.json``; a ``.pt`` is BEATs' checkpoint.
         A folder may hold CTranslate2's ``model.bin``.
     tower : str, optional
@@ -67,21 +67,21 @@ def open_donor(source: str | Path, tower: str | None = None) -> DonorFolder:
     path = resolve_model(source, files=(".safetensors", ".onnx", ".pt"))
     folder: DonorFolder
     if path.suffix == ".onnx":
-        from speechbrain_mam.onnx_file import OnnxFile
+        from speechbrain_mam.model_files.onnx_file import OnnxFile
 
         folder = OnnxFile(path, known_config(source))
     elif checkpoint := lonely_file(path, LONELY[0]):
-        from speechbrain_mam.beats_file import BEATsFile
+        from speechbrain_mam.model_files.beats_file import BEATsFile
 
         folder = BEATsFile(checkpoint)
     elif binary := lonely_file(path, LONELY[1]):
-        from speechbrain_mam.ctranslate2_file import CTranslate2File
+        from speechbrain_mam.model_files.ctranslate2_file import CTranslate2File
 
         folder = CTranslate2File(binary)
     else:
         folder = DonorFolder(path.parent, path) if path.is_file() else DonorFolder(path)
         if folder.row().interleaved:
-            from speechbrain_mam.interleaved import HeadsTakenApart
+            from speechbrain_mam.model_files.interleaved import HeadsTakenApart
 
             folder = HeadsTakenApart(folder)
     folder.tower = tower

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from speechbrain_mam.attention import AttentionIndex, TensorRef
-from speechbrain_mam.choices import map_layers
-from speechbrain_mam.controls import ControlDonor
-from speechbrain_mam.donor import Donor, TensorKey, TensorSource
+from speechbrain_mam.architectures.index import AttentionIndex, TensorRef
+from speechbrain_mam.options import map_layers
+from speechbrain_mam.donors.controls import ControlDonor
+from speechbrain_mam.donors.donor import Donor, TensorKey, TensorSource
 from speechbrain_mam.errors import MAMError
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ class DonorMix:
     shares : sequence of float, optional
         μ, each donor's share of what the donors give together; the same for all by default.
     layer_map : str or sequence of int
-        As for :func:`speechbrain_mam.plan.make_plan`, for each donor by itself.
+        As for :func:`speechbrain_mam.merging.planner.make_plan`, for each donor by itself.
     control, control_seed
-        A control of :mod:`speechbrain_mam.controls` in the place of every donor.
+        A control of :mod:`speechbrain_mam.donors.controls` in the place of every donor.
 
     Raises
     ------

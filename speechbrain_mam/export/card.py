@@ -14,10 +14,10 @@ import yaml
 
 from speechbrain_mam import __version__
 from speechbrain_mam.export.run import FinishedRun
-from speechbrain_mam.offline import find_offline
-from speechbrain_mam.reading import read_json
+from speechbrain_mam.model_files.offline import find_offline
+from speechbrain_mam.model_files.read import read_json
 from speechbrain_mam.report.statistics import ErrorCounts, Interval, rate_interval
-from speechbrain_mam.sources import WHEELS
+from speechbrain_mam.model_files.find import WHEELS
 
 UNKNOWN = "unknown"
 PAPER = "https://arxiv.org/abs/2312.14378"

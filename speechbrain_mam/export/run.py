@@ -13,17 +13,17 @@ import torch
 import transformers
 from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_mam.audio_events import AudioEvents
-from speechbrain_mam.audio_events_data import class_names
+from speechbrain_mam.tasks.audio_events import AudioEvents
+from speechbrain_mam.tasks.audio_events_data import class_names
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.export.rebuild import rebuild
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.methods import METHODS
+from speechbrain_mam.merging.methods import METHODS
 from speechbrain_mam.report.fields import load
 from speechbrain_mam.report.runs import read_run
-from speechbrain_mam.task import TaskBrain
+from speechbrain_mam.tasks.task import TaskBrain
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from speechbrain_mam.attention import find_attention
-from speechbrain_mam.donor import TensorSource
-from speechbrain_mam.donor_mix import DonorMix
+from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.donors.donor import TensorSource
+from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merge import donor_parts, donor_tensors
-from speechbrain_mam.merged_linear import MergedLinear, MergedLinearByWeight
-from speechbrain_mam.merged_module import wide
-from speechbrain_mam.merged_other import (
+from speechbrain_mam.merging.apply import donor_parts, donor_tensors
+from speechbrain_mam.learning.linear import MergedLinear, MergedLinearByWeight
+from speechbrain_mam.learning.module import wide
+from speechbrain_mam.learning.other_layers import (
     ManyDonorsLinear,
     MergedRows,
     MethodLinear,
@@ -25,9 +25,9 @@ from speechbrain_mam.merged_other import (
     copy_module,
     merge_rows,
 )
-from speechbrain_mam.methods import method_named
-from speechbrain_mam.plan import MergePlan, PlanEntry
-from speechbrain_mam.stored import checked_result
+from speechbrain_mam.merging.methods import method_named
+from speechbrain_mam.merging.planner import MergePlan, PlanEntry
+from speechbrain_mam.tensor_checks import checked_result
 
 Found = Sequence[tuple[PlanEntry, Tensor]]
 """The entries of one module with the donor's tensors (of several donors, on top of each other)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.plan import MergePlan
+from speechbrain_mam.merging.planner import MergePlan
 
 
 def start_values(
@@ -23,7 +23,7 @@ def start_values(
     plan : MergePlan
         Whose λ are the start.
     granularity, constraint : str
-        See :class:`~speechbrain_mam.learnable.LearnableMAM`.
+        See :class:`~speechbrain_mam.learning.learnable.LearnableMAM`.
     dtype : torch.dtype
         λ's precision, float32 or wider.
 

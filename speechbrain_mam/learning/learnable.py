@@ -2,7 +2,7 @@
 
     W = λ · W_target + (1 − λ) · W_donor,      ∂L/∂λ = Σ ⟨∂L/∂W, W_target − W_donor⟩
 
-:class:`LearnableMAM` puts a :class:`~speechbrain_mam.merged_linear.MergedLinear` in the place of
+:class:`LearnableMAM` puts a :class:`~speechbrain_mam.learning.linear.MergedLinear` in the place of
 every projection of a plan, and :meth:`LearnableMAM.fold` writes the result back into plain
 ``nn.Linear`` modules.
 
@@ -18,16 +18,16 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from speechbrain_mam.choices import one_of
-from speechbrain_mam.donor import TensorSource
-from speechbrain_mam.donor_mix import DonorMix
+from speechbrain_mam.options import one_of
+from speechbrain_mam.donors.donor import TensorSource
+from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.lambda_values import nearest_on_simplex, start_values, with_shares
-from speechbrain_mam.merged_module import MergedModule
-from speechbrain_mam.once_a_forward import keep_merged_within
-from speechbrain_mam.plan import MergePlan
-from speechbrain_mam.sites import build_sites, check_donors
-from speechbrain_mam.stored import check_plain
+from speechbrain_mam.learning.lambdas import nearest_on_simplex, start_values, with_shares
+from speechbrain_mam.learning.module import MergedModule
+from speechbrain_mam.learning.once_a_forward import keep_merged_within
+from speechbrain_mam.merging.planner import MergePlan
+from speechbrain_mam.learning.insert import build_sites, check_donors
+from speechbrain_mam.tensor_checks import check_plain
 
 GRANULARITIES = ("model", "layer", "projection", "head")
 CONSTRAINTS = ("project", "sigmoid", "none")
@@ -201,7 +201,7 @@ def keep_donor_out_of_ddp(module: nn.Module) -> None:
 
     It sends every buffer from rank 0 at each forward pass: for BERT-large 300 MB a step, of tensors
     that never change. To be called on the module that will be wrapped, before it is;
-    :class:`~speechbrain_mam.brain.MAMBrain` does so.
+    :class:`~speechbrain_mam.brain.brain.MAMBrain` does so.
     """
     names = [
         f"{path}.{name}" if path else name

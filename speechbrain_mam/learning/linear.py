@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechbrain_mam.merged_module import MergedModule as MergedModule
-from speechbrain_mam.merged_module import (
+from speechbrain_mam.learning.module import MergedModule as MergedModule
+from speechbrain_mam.learning.module import (
     autocast_as_now,
     fold,
     mean,
@@ -21,7 +21,7 @@ from speechbrain_mam.merged_module import (
     read_merged,
     wide,
 )
-from speechbrain_mam.methods import METHODS, MergeMethod
+from speechbrain_mam.merging.methods import METHODS, MergeMethod
 
 
 class _Buffers(threading.local):
@@ -239,7 +239,7 @@ class MergedLinear(MergedModule, nn.Linear):
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """The merged weight and bias as :class:`~speechbrain_mam.merge.Merge` would write them."""
+        """The merged weight and bias as :class:`~speechbrain_mam.merging.apply.Merge` would write them."""
         return self._merged_by(fold)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from speechbrain_mam import merge
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.methods import MergeMethod
-from speechbrain_mam.once_a_forward import once_a_forward
+from speechbrain_mam.merging.methods import MergeMethod
+from speechbrain_mam.learning.once_a_forward import once_a_forward
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -47,7 +47,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
 
 
 def mix(target: Tensor, donor: Tensor, lam: Tensor, method: MergeMethod) -> Tensor:
-    """``target`` and ``donor`` by ``method``, as :func:`speechbrain_mam.merge.linear`, but live.
+    """``target`` and ``donor`` by ``method``, as :func:`speechbrain_mam.merging.apply.linear`, but live.
 
     Arguments
     ---------
@@ -65,7 +65,7 @@ def mix(target: Tensor, donor: Tensor, lam: Tensor, method: MergeMethod) -> Tens
 
     Example
     -------
-    >>> from speechbrain_mam.methods import METHODS
+    >>> from speechbrain_mam.merging.methods import METHODS
     >>> mix(torch.ones(1).half(), torch.zeros(1), torch.tensor([0.999]), METHODS["linear"])
     tensor([0.9990], dtype=torch.float16)
     """
@@ -86,7 +86,7 @@ def fold(target: Tensor, donor: Tensor, lam: Tensor, method: MergeMethod) -> Ten
 
     Example
     -------
-    >>> from speechbrain_mam.methods import METHODS
+    >>> from speechbrain_mam.merging.methods import METHODS
     >>> lam = torch.tensor([[1.0], [0.5]])
     >>> fold(torch.full((2, 1), -0.0), torch.ones(2, 1), lam, METHODS["linear"])
     tensor([[-0.0000],
@@ -170,7 +170,7 @@ class MergedModule(nn.Module):
         raise NotImplementedError
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """The merged weight and bias as :class:`~speechbrain_mam.merge.Merge` would write them."""
+        """The merged weight and bias as :class:`~speechbrain_mam.merging.apply.Merge` would write them."""
         raise NotImplementedError
 
     def own(self, name: str) -> Any:

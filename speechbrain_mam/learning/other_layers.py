@@ -1,7 +1,7 @@
 """Merged projections beyond the paper's: other methods, several donors, fused tensors.
 
 They are written with plain autograd, so they keep the merged weight for the backward pass; the
-paper's merge, :class:`~speechbrain_mam.merged_linear.MergedLinear`, does not.
+paper's merge, :class:`~speechbrain_mam.learning.linear.MergedLinear`, does not.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechbrain_mam.merged_linear import MergedLinearByWeight, MergedModule
-from speechbrain_mam.merged_module import (
+from speechbrain_mam.learning.linear import MergedLinearByWeight, MergedModule
+from speechbrain_mam.learning.module import (
     fold,
     merged_attribute,
     mix,
@@ -23,18 +23,18 @@ from speechbrain_mam.merged_module import (
     wide,
     without_autocast,
 )
-from speechbrain_mam.methods import MergeMethod
+from speechbrain_mam.merging.methods import MergeMethod
 
 
 class MethodLinear(MergedLinearByWeight):
-    """A projection merged by any :class:`~speechbrain_mam.methods.MergeMethod`.
+    """A projection merged by any :class:`~speechbrain_mam.merging.methods.MergeMethod`.
 
-    Arguments as for :class:`~speechbrain_mam.merged_linear.MergedLinear`, and ``method``.
+    Arguments as for :class:`~speechbrain_mam.learning.linear.MergedLinear`, and ``method``.
     ``weight`` and ``bias`` are the merged tensors, for attention that reads them.
 
     Example
     -------
-    >>> from speechbrain_mam.methods import METHODS
+    >>> from speechbrain_mam.merging.methods import METHODS
     >>> plain, lam = nn.Linear(4, 4), nn.Parameter(torch.tensor([1.0]))
     >>> donor = torch.randn(4, 4)
     >>> merged = MethodLinear(plain, donor, None, lam, method=METHODS["multi_path"])
@@ -134,7 +134,7 @@ class MergedRows(MergedModule):
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """The merged tensors as :class:`~speechbrain_mam.merge.Merge` would write them."""
+        """The merged tensors as :class:`~speechbrain_mam.merging.apply.Merge` would write them."""
         return self._merged_by(fold)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from speechbrain_mam.choices import one_of
+from speechbrain_mam.options import one_of
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.beats_model import build_beats, checkpoint_file, read_checkpoint
 from speechbrain_mam.lobes.fbank import (
@@ -21,7 +21,7 @@ from speechbrain_mam.lobes.fbank import (
     SHIFT_SAMPLES,
     frame_count,
 )
-from speechbrain_mam.reading import files_sha256
+from speechbrain_mam.model_files.read import files_sha256
 
 logger = logging.getLogger(__name__)
 

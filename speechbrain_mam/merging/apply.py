@@ -15,12 +15,12 @@ from types import TracebackType
 
 import torch
 
-from speechbrain_mam.donor import TensorSource
-from speechbrain_mam.donor_mix import DonorMix
+from speechbrain_mam.donors.donor import TensorSource
+from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.methods import method_named
-from speechbrain_mam.plan import MergePlan, PlanEntry
-from speechbrain_mam.stored import checked, checked_result
+from speechbrain_mam.merging.methods import method_named
+from speechbrain_mam.merging.planner import MergePlan, PlanEntry
+from speechbrain_mam.tensor_checks import checked, checked_result
 
 
 def linear(
@@ -35,7 +35,7 @@ def linear(
     lam : float
         The target's share. 1 gives the target's bits, and 0 of a linear method the donor's.
     method : str
-        One of :data:`speechbrain_mam.methods.METHODS`.
+        One of :data:`speechbrain_mam.merging.methods.METHODS`.
 
     Returns
     -------
@@ -110,7 +110,7 @@ def donor_tensors(
 ) -> Iterator[tuple[PlanEntry, torch.Tensor]]:
     """The donor's tensor for every entry of a plan: cropped, aligned, scaled as the plan says.
 
-    Of several donors (:class:`~speechbrain_mam.donor_mix.DonorMix`) each is prepared by itself, and
+    Of several donors (:class:`~speechbrain_mam.donors.mix.DonorMix`) each is prepared by itself, and
     the weighted mean is given.
 
     Arguments
@@ -152,7 +152,7 @@ def _prepared(
         # cropped, where the donor is wider
         theirs = {n: theirs[n][tuple(slice(s) for s in e.shape)] for n, e in entries.items()}
         if plan.align != "none":
-            from speechbrain_mam.alignment import align_layer  # SciPy takes its time to load
+            from speechbrain_mam.merging.alignment import align_layer  # SciPy takes its time to load
 
             ours = {n: own_part(e, read_target(e.target)).cpu() for n, e in entries.items()}
             theirs = align_layer(ours, theirs, plan.target_heads, plan.align == "rotation")

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 
 import torch
 
-from speechbrain_mam.donor import ModelFolder, TensorKey, fingerprint
-from speechbrain_mam.merge import donor_tensors, linear, own_part
-from speechbrain_mam.plan import MergePlan
-from speechbrain_mam.rewrite import TensorFile
+from speechbrain_mam.donors.donor import ModelFolder, TensorKey, fingerprint
+from speechbrain_mam.merging.apply import donor_tensors, linear, own_part
+from speechbrain_mam.merging.planner import MergePlan
+from speechbrain_mam.merging.tensor_file import TensorFile
 
 
 class _FolderSource:
-    """A model folder's self-attention, as :class:`~speechbrain_mam.donor.Donor` gives it."""
+    """A model folder's self-attention, as :class:`~speechbrain_mam.donors.donor.Donor` gives it."""
 
     def __init__(self, folder: ModelFolder):
         self.folder, self.index = folder, folder.attention()

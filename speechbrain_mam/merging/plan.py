@@ -1,13 +1,13 @@
-"""What :func:`speechbrain_mam.plan.make_plan` makes; it prints as a table."""
+"""What :func:`speechbrain_mam.merging.planner.make_plan` makes; it prints as a table."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 
-from speechbrain_mam.attention import TensorRef
-from speechbrain_mam.donor import TensorKey
-from speechbrain_mam.methods import METHODS
+from speechbrain_mam.architectures.index import TensorRef
+from speechbrain_mam.donors.donor import TensorKey
+from speechbrain_mam.merging.methods import METHODS
 
 
 @dataclass(frozen=True)

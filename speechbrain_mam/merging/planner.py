@@ -1,6 +1,6 @@
 """make_plan: checks everything that a merge needs, and lists every tensor that it will touch.
 
-A plan is made from two :class:`~speechbrain_mam.attention.AttentionIndex` (live models or files
+A plan is made from two :class:`~speechbrain_mam.architectures.index.AttentionIndex` (live models or files
 alike), is immutable, and prints as a table. Nothing is merged without one.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from speechbrain_mam.attention import KINDS, AttentionIndex, TensorRef
-from speechbrain_mam.choices import (
+from speechbrain_mam.architectures.index import KINDS, AttentionIndex, TensorRef
+from speechbrain_mam.options import (
     Lam,
     LayerChoice,
     map_layers,
@@ -19,9 +19,9 @@ from speechbrain_mam.choices import (
     parse_projections,
 )
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merge_plan import MergePlan as MergePlan
-from speechbrain_mam.merge_plan import PlanEntry as PlanEntry
-from speechbrain_mam.methods import METHODS, MergeMethod, method_named
+from speechbrain_mam.merging.plan import MergePlan as MergePlan
+from speechbrain_mam.merging.plan import PlanEntry as PlanEntry
+from speechbrain_mam.merging.methods import METHODS, MergeMethod, method_named
 
 BIAS_POLICIES = ("where_both", "merge", "keep")
 DONOR_SCALES = ("none", "match_norm")
@@ -68,9 +68,9 @@ def make_plan(
     donor_scale : str
         ``none``, or ``match_norm``: the donor's projection is scaled to the target's norm.
     method : str
-        One of :data:`speechbrain_mam.methods.METHODS`.
+        One of :data:`speechbrain_mam.merging.methods.METHODS`.
     align : str
-        ``none``, ``heads`` or ``rotation``, see :mod:`speechbrain_mam.alignment`.
+        ``none``, ``heads`` or ``rotation``, see :mod:`speechbrain_mam.merging.alignment`.
     width : str
         Where the donor is wider: ``error``, or ``crop`` it to its first rows and columns.
     target_name, donor_name : str
@@ -83,7 +83,7 @@ def make_plan(
 
     Example
     -------
-    >>> from speechbrain_mam.attention import architecture, index_attention
+    >>> from speechbrain_mam.architectures.index import architecture, index_attention
     >>> def tiny(family, layers, name, projections):
     ...     shapes = {name.format(i, p): (8, 8) for i in range(layers) for p in projections.split()}
     ...     return index_attention(shapes, architecture(family), heads=2)

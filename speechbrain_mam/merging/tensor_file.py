@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from speechbrain_mam.attention import TensorRef
-from speechbrain_mam.donor import ModelFolder, add_to_fingerprint
+from speechbrain_mam.architectures.index import TensorRef
+from speechbrain_mam.donors.donor import ModelFolder, add_to_fingerprint
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.folders import carry_along
-from speechbrain_mam.methods import method_named
-from speechbrain_mam.plan import MergePlan, PlanEntry
-from speechbrain_mam.stored import SHORT_NAMES, check_finite, check_type, checked_result
+from speechbrain_mam.atomic import carry_along
+from speechbrain_mam.merging.methods import method_named
+from speechbrain_mam.merging.planner import MergePlan, PlanEntry
+from speechbrain_mam.tensor_checks import SHORT_NAMES, check_finite, check_type, checked_result
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -44,7 +44,7 @@ class TensorFile:
     Arguments
     ---------
     path : Path
-        A whole safetensors file, which :class:`~speechbrain_mam.model_folder.ModelFolder` has
+        A whole safetensors file, which :class:`~speechbrain_mam.model_files.folder.ModelFolder` has
         checked.
     mode : str
         ``"rb"``, or ``"r+b"`` to overwrite.
@@ -116,7 +116,7 @@ def _round_to_bfloat16(values: Array) -> npt.NDArray[np.unsignedinteger[Any]]:
 
 
 def mix(target: Array, donor: Array, lam: float) -> Array:
-    """λ · target + (1 − λ) · donor, with the bits of :func:`speechbrain_mam.merge.linear`.
+    """λ · target + (1 − λ) · donor, with the bits of :func:`speechbrain_mam.merging.apply.linear`.
 
     ``torch.lerp`` starts from the nearer end and rounds its multiply-add once (FMA). NumPy has no
     FMA, but float64 holds the product of two float32 exactly.
@@ -161,7 +161,7 @@ def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out:
     """Write the merged model, with everything that lies beside the target's weights, into ``out``.
 
     ``out`` also gets ``mam_plan.json``: the plan, and the SHA-256 of the donor's tensors
-    (:meth:`speechbrain_mam.donor.Donor.fingerprint`).
+    (:meth:`speechbrain_mam.donors.donor.Donor.fingerprint`).
 
     Arguments
     ---------
@@ -170,7 +170,7 @@ def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out:
     target, donor : ModelFolder
         Only read.
     out : Path
-        An empty folder, such as :func:`~speechbrain_mam.folders.new_folder` gives.
+        An empty folder, such as :func:`~speechbrain_mam.atomic.new_folder` gives.
 
     Raises
     ------
@@ -227,7 +227,7 @@ def _rewrite(
         # float64's multiply-add is rounded once in PyTorch, and twice in NumPy
         wide = any(target.types[entry.target] == "float64" for entry in plan.entries)
         if wide or not _is_plain(plan):
-            from speechbrain_mam.rewrite_any import rewrite_any
+            from speechbrain_mam.merging.on_disk import rewrite_any
 
             return rewrite_any(plan, {name: ours.get(file) for name, file in files.items()}, donor)
         digest = hashlib.sha256()

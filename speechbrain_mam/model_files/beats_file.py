@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechbrain_mam.donor import DonorFolder
+from speechbrain_mam.donors.donor import DonorFolder
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.reading import load_checkpoint, state_dict, stored_as
-from speechbrain_mam.weight_files import WeightFiles
+from speechbrain_mam.model_files.read import load_checkpoint, state_dict, stored_as
+from speechbrain_mam.model_files.weight_files import WeightFiles
 
 if TYPE_CHECKING:
     import torch

@@ -17,8 +17,8 @@ from huggingface_hub import constants, model_info, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.reading import sha256_of as sha256_of
-from speechbrain_mam.weight_files import INDEX, ORDER, what_is_missing
+from speechbrain_mam.model_files.read import sha256_of as sha256_of
+from speechbrain_mam.model_files.weight_files import INDEX, ORDER, what_is_missing
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from speechbrain_mam.architectures import Architecture
-from speechbrain_mam.attention import AttentionIndex, TensorRef, architecture, index_attention
+from speechbrain_mam.architectures.registry import Architecture
+from speechbrain_mam.architectures.index import AttentionIndex, TensorRef, architecture, index_attention
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.naming import check_role, choose_tower
-from speechbrain_mam.reading import load_bin, read_json, tensors_in
-from speechbrain_mam.stored import check_type, checked
-from speechbrain_mam.weight_files import WeightFiles, weight_files
+from speechbrain_mam.architectures.names import check_role, choose_tower
+from speechbrain_mam.model_files.read import load_bin, read_json, tensors_in
+from speechbrain_mam.tensor_checks import check_type, checked
+from speechbrain_mam.model_files.weight_files import WeightFiles, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class ModelFolder:
     Reads ``model.safetensors``, where there is none its sharded form
     (``model.safetensors.index.json``), and where there is neither ``pytorch_model.bin`` with
     ``torch.load(weights_only=True)``: a pickle that would run code is refused. The order is
-    transformers' own (:mod:`speechbrain_mam.weight_files`).
+    transformers' own (:mod:`speechbrain_mam.model_files.weight_files`).
 
     Arguments
     ---------
@@ -61,7 +61,7 @@ class ModelFolder:
 
     Example
     -------
-    >>> from speechbrain_mam.sources import resolve_model
+    >>> from speechbrain_mam.model_files.find import resolve_model
     >>> folder = ModelFolder(resolve_model("speechbrain_mam/hubert-mini"))
     >>> folder.config["model_type"]
     'hubert'

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.sources import WHEELS, look_here
+from speechbrain_mam.model_files.find import WHEELS, look_here
 
 
 def find_offline(name: str, files: tuple[str, ...] = (".safetensors", ".onnx")) -> Path | None:
-    """What :func:`~speechbrain_mam.sources.resolve_model` gives, or None if it would ask the Hub.
+    """What :func:`~speechbrain_mam.model_files.find.resolve_model` gives, or None if it would ask the Hub.
 
     Arguments
     ---------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from speechbrain_mam import __version__
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.plots import write_beside
+from speechbrain_mam.report.plots import write_beside
 from speechbrain_mam.report.classes import classes_section
 from speechbrain_mam.report.data import as_csv, as_dict
 from speechbrain_mam.report.document import (

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechbrain_mam.plots import plot_lambdas
+from speechbrain_mam.report.plots import plot_lambdas
 from speechbrain_mam.report.document import Block, Heading, Picture, Text
 from speechbrain_mam.report.figures import plot_final_lambdas, plot_probe, plot_sweep
 from speechbrain_mam.report.runs import Run

@@ -12,7 +12,7 @@ from typing import Any
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.plots import plot_confusion, write_beside
+from speechbrain_mam.report.plots import plot_confusion, write_beside
 from speechbrain_mam.report import write_report
 
 logger = get_logger(__name__)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from speechbrain_mam.choices import one_of
+from speechbrain_mam.options import one_of
 from speechbrain_mam.errors import MAMError
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -13,16 +13,16 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from tqdm import tqdm
 
-from speechbrain_mam.asr_data import check_recordings, speech_dataset
-from speechbrain_mam.attention import find_attention
-from speechbrain_mam.batches import kept
-from speechbrain_mam.donor import Donor
+from speechbrain_mam.tasks.asr_data import check_recordings, speech_dataset
+from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.tasks.batches import kept
+from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.finite import check_outputs
+from speechbrain_mam.tasks.finite import check_outputs
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-from speechbrain_mam.place import place
-from speechbrain_mam.plan import make_plan
-from speechbrain_mam.probe import Probe, probe
+from speechbrain_mam.runs.place import place
+from speechbrain_mam.merging.planner import make_plan
+from speechbrain_mam.search.probe import Probe, probe
 
 
 def probe_manifest(
@@ -57,7 +57,7 @@ def probe_manifest(
         Whether to show a progress bar.
     **options
         ``layers``, ``projections``, ``layer_map``, ``bias``, ``donor_scale``, ``method``,
-        ``align``, ``width`` of :func:`speechbrain_mam.plan.make_plan`.
+        ``align``, ``width`` of :func:`speechbrain_mam.merging.planner.make_plan`.
 
     Raises
     ------

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from speechbrain_mam.errors import MAMError, one_line_errors
-from speechbrain_mam.jobs import Job, run_jobs
+from speechbrain_mam.runs.jobs import Job, run_jobs
 
 
 def label_of(yaml: Path, overrides: Sequence[str]) -> str:

@@ -11,14 +11,14 @@ from typing import Any
 import speechbrain as sb
 import torch
 
-from speechbrain_mam.asr_probe import manifest_batches
-from speechbrain_mam.batches import kept
-from speechbrain_mam.choices import one_of
-from speechbrain_mam.finite import check_outputs
+from speechbrain_mam.runs.probe_manifest import manifest_batches
+from speechbrain_mam.tasks.batches import kept
+from speechbrain_mam.options import one_of
+from speechbrain_mam.tasks.finite import check_outputs
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.place import Place, place
-from speechbrain_mam.points import (
+from speechbrain_mam.runs.place import Place, place
+from speechbrain_mam.search.grid import (
     SWEEP_CONTROLS,
     Point,
     Scored,
@@ -28,7 +28,7 @@ from speechbrain_mam.points import (
     parse_subsets,
     points_of,
 )
-from speechbrain_mam.search import Around, Sweep
+from speechbrain_mam.search.sweep import Around, Sweep
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def sweep_manifest(
         Whether to show a progress bar.
     **options
         ``projections``, ``layer_map``, ``bias``, ``donor_scale``, ``method``, ``align``, ``width``
-        of :func:`speechbrain_mam.plan.make_plan`.
+        of :func:`speechbrain_mam.merging.planner.make_plan`.
 
     Raises
     ------

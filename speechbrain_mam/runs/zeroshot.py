@@ -15,9 +15,9 @@ from typing import Any
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.identity import circumstances
-from speechbrain_mam.plots import write_beside
-from speechbrain_mam.points import (
+from speechbrain_mam.search.identity import circumstances
+from speechbrain_mam.report.plots import write_beside
+from speechbrain_mam.search.grid import (
     Point,
     Scored,
     choose,
@@ -29,9 +29,9 @@ from speechbrain_mam.points import (
     parse_subsets,
     points_of,
 )
-from speechbrain_mam.probe import Probe, probe
-from speechbrain_mam.search import Sweep, greedy
-from speechbrain_mam.task import TaskBrain
+from speechbrain_mam.search.probe import Probe, probe
+from speechbrain_mam.search.sweep import Sweep, greedy
+from speechbrain_mam.tasks.task import TaskBrain
 
 logger = get_logger(__name__)
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
-from speechbrain_mam.choices import in_brackets, one_of, parse_layers, shares
-from speechbrain_mam.controls import CONTROLS
+from speechbrain_mam.options import in_brackets, one_of, parse_layers, shares
+from speechbrain_mam.donors.controls import CONTROLS
 from speechbrain_mam.errors import MAMError
 
 SWEEP_CONTROLS = (*CONTROLS, "match_norm")

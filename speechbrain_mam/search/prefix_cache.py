@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from speechbrain_mam.attention import AttentionIndex, find_attention
+from speechbrain_mam.architectures.index import AttentionIndex, find_attention
 from speechbrain_mam.errors import MAMError
 
 

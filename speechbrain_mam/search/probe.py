@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechbrain_mam.attention import find_attention
-from speechbrain_mam.donor import TensorSource
+from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merge import donor_tensors, first_step, own_part
-from speechbrain_mam.plan import MergePlan
+from speechbrain_mam.merging.apply import donor_tensors, first_step, own_part
+from speechbrain_mam.merging.planner import MergePlan
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The λ sweep: many merges of one model, evaluated on validation data without training anything.
 
 The model is loaded once, each point changes Q, K and V in place and is taken back bit for bit, and
-what lies below the first merged layer is computed once (:mod:`speechbrain_mam.prefix`). The
+what lies below the first merged layer is computed once (:mod:`speechbrain_mam.search.prefix_cache`). The
 figures are those of each point evaluated from scratch, to the bit.
 """
 
@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from speechbrain_mam.choices import parse_projections
-from speechbrain_mam.controls import DRAWN
-from speechbrain_mam.donor import Donor
+from speechbrain_mam.options import parse_projections
+from speechbrain_mam.donors.controls import DRAWN
+from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.identity import differences, settings_sha256, weights_sha256
+from speechbrain_mam.search.identity import differences, settings_sha256, weights_sha256
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.plots import write_beside
-from speechbrain_mam.points import Point, Scored
-from speechbrain_mam.prefix import PrefixCache
+from speechbrain_mam.report.plots import write_beside
+from speechbrain_mam.search.grid import Point, Scored
+from speechbrain_mam.search.prefix_cache import PrefixCache
 
 Around = Callable[[int], AbstractContextManager]
 """What is put around the forward pass of batch *i*."""
@@ -51,9 +51,9 @@ class Sweep:
         Changes when the evaluated data change: the manifest's text.
     circumstances : mapping, optional
         What else the figures hang on, by what it is; see
-        :func:`~speechbrain_mam.identity.circumstances`.
+        :func:`~speechbrain_mam.search.identity.circumstances`.
     cache_mb, cache_folder
-        See :class:`~speechbrain_mam.prefix.PrefixCache`; ``cache_mb`` 0 without a folder computes
+        See :class:`~speechbrain_mam.search.prefix_cache.PrefixCache`; ``cache_mb`` 0 without a folder computes
         everything anew at each point.
     progress : bool
         Whether to show a progress bar.

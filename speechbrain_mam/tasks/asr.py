@@ -9,8 +9,8 @@ import torch
 from speechbrain.utils.logger import get_logger
 from torch import Tensor
 
-from speechbrain_mam.finite import check_loss, check_outputs
-from speechbrain_mam.task import TaskBrain
+from speechbrain_mam.tasks.finite import check_loss, check_outputs
+from speechbrain_mam.tasks.task import TaskBrain
 
 logger = get_logger(__name__)
 

@@ -9,8 +9,8 @@ import torchaudio
 from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from speechbrain_mam.choices import one_of
-from speechbrain_mam.recordings import check_samples
+from speechbrain_mam.options import one_of
+from speechbrain_mam.tasks.recordings import check_samples
 
 
 @lru_cache(maxsize=8)
@@ -36,7 +36,7 @@ def load_audio(file: str, sample_rate_hz: int, where: str = "recording") -> torc
     ------
     MAMError
         If it has samples that are no numbers, or nothing is heard in it
-        (:func:`~speechbrain_mam.recordings.check_samples`).
+        (:func:`~speechbrain_mam.tasks.recordings.check_samples`).
     """
     signal, rate_hz = audio_io.load(file)
     check_samples([signal.numpy().T], file, where)

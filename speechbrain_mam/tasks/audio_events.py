@@ -15,12 +15,12 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch import Tensor
 
-from speechbrain_mam.clips import layer_groups, mean_feature, mixup, roll
+from speechbrain_mam.tasks.clips import layer_groups, mean_feature, mixup, roll
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.finite import check_outputs
-from speechbrain_mam.linear_probe import fit_linear_probe
-from speechbrain_mam.plots import write_beside
-from speechbrain_mam.task import TaskBrain
+from speechbrain_mam.tasks.finite import check_outputs
+from speechbrain_mam.tasks.linear_probe import fit_linear_probe
+from speechbrain_mam.report.plots import write_beside
+from speechbrain_mam.tasks.task import TaskBrain
 
 logger = get_logger(__name__)
 
@@ -43,7 +43,7 @@ class AudioEvents(TaskBrain):
 
     ``modules`` holds ``encoder`` (:class:`~speechbrain_mam.lobes.beats.BEATsEncoder`) and
     ``classifier`` (SpeechBrain's ``Linear``). ``class_names``, the classes in the order of their
-    numbers, comes from the data: :func:`~speechbrain_mam.audio_events_data.class_names`.
+    numbers, comes from the data: :func:`~speechbrain_mam.tasks.audio_events_data.class_names`.
     """
 
     metric, units, stats_file = "error", "clips", "classification"

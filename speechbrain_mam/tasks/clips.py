@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from speechbrain_mam.attention import find_attention
-from speechbrain_mam.prefix import layer_path
+from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.search.prefix_cache import layer_path
 
 
 def mean_feature(features: Tensor, lens: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
-from speechbrain_mam.plots import write_beside
-from speechbrain_mam.recordings import check_audio
+from speechbrain_mam.report.plots import write_beside
+from speechbrain_mam.tasks.recordings import check_audio
 
 logger = get_logger(__name__)
 

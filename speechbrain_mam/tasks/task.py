@@ -18,15 +18,15 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_mam.batches import kept
-from speechbrain_mam.brain import MAMBrain
-from speechbrain_mam.finite import TrainLosses
-from speechbrain_mam.plots import write_beside
-from speechbrain_mam.search import Around
+from speechbrain_mam.tasks.batches import kept
+from speechbrain_mam.brain.brain import MAMBrain
+from speechbrain_mam.tasks.finite import TrainLosses
+from speechbrain_mam.report.plots import write_beside
+from speechbrain_mam.search.sweep import Around
 
 
 class TaskBrain(MAMBrain, ABC):
-    """A :class:`~speechbrain_mam.brain.MAMBrain` with an error rate, which chooses the checkpoint.
+    """A :class:`~speechbrain_mam.brain.brain.MAMBrain` with an error rate, which chooses the checkpoint.
 
     A subclass defines :meth:`compute_forward` and :meth:`compute_objectives`, as of any Brain, and
     the abstract methods here.

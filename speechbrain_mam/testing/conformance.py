@@ -15,10 +15,10 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 from torch import Tensor, nn
 
-from speechbrain_mam.attention import find_attention
-from speechbrain_mam.donor import Donor
+from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.methods import METHODS
+from speechbrain_mam.merging.methods import METHODS
 from speechbrain_mam.testing.formula import DonorTensors, merged_by_formula
 from speechbrain_mam.testing.run import TestedBrain, of_model
 from speechbrain_mam.testing.settings import Setting, pairwise
@@ -48,7 +48,7 @@ def check_target(
 ) -> list[Failure]:
     """Whether a model can be merged, learned in, saved, moved and resumed, in many ways.
 
-    For each setting a :class:`~speechbrain_mam.brain.MAMBrain` trains two steps, is tested twice
+    For each setting a :class:`~speechbrain_mam.brain.brain.MAMBrain` trains two steps, is tested twice
     with a checkpoint saved at each test, is resumed and trained on, and is built anew and tested;
     storages are replaced in between, as a move to another device replaces them. Asked is that λ has
     a gradient and moves; that each test of the same weights has the same merge, that of the

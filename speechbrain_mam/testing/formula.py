@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from speechbrain_mam.donor_mix import DonorMix
+from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.merge import donor_parts, donor_tensors
-from speechbrain_mam.methods import METHODS
-from speechbrain_mam.plan import MergePlan, PlanEntry
+from speechbrain_mam.merging.apply import donor_parts, donor_tensors
+from speechbrain_mam.merging.methods import METHODS
+from speechbrain_mam.merging.planner import MergePlan, PlanEntry
 from speechbrain_mam.testing.settings import Setting
 
 

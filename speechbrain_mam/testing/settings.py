@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 
-from speechbrain_mam.learnable import CONSTRAINTS, GRANULARITIES
-from speechbrain_mam.methods import METHODS
+from speechbrain_mam.learning.learnable import CONSTRAINTS, GRANULARITIES
+from speechbrain_mam.merging.methods import METHODS
 
 
 @dataclass(frozen=True)

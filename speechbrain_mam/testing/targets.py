@@ -12,7 +12,7 @@ from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from speechbrain.lobes.models.transformer.Transformer import TransformerEncoder
 from torch import nn
 
-from speechbrain_mam.architectures import ARCHITECTURES
+from speechbrain_mam.architectures.registry import ARCHITECTURES
 from speechbrain_mam.lobes.beats_model import BEATsModel
 from speechbrain_mam.testing.families import FAMILIES, HEADS, LAYERS, WIDTH, randomise
 

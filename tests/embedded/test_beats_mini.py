@@ -9,8 +9,8 @@ import soundfile
 import torch
 
 from speechbrain_mam.embedded import train_beats_mini
-from speechbrain_mam.embedded.beats_mini_files import label_of, qt_resources, recordings
-from speechbrain_mam.embedded.beats_mini_model import (
+from tools.embedded.beats_mini_files import label_of, qt_resources, recordings
+from tools.embedded.beats_mini_model import (
     CFG,
     CLIP_ROWS,
     CLIP_SAMPLES,
@@ -22,14 +22,14 @@ from speechbrain_mam.embedded.beats_mini_model import (
     pass_through,
     to_patches,
 )
-from speechbrain_mam.embedded.beats_mini_targets import Quantizer, teacher_rows
-from speechbrain_mam.embedded.corpora import mini_corpus
-from speechbrain_mam.embedded.evaluate_beats_mini import (
+from tools.embedded.beats_mini_targets import Quantizer, teacher_rows
+from tools.embedded.corpora import mini_corpus
+from tools.embedded.evaluate_beats_mini import (
     clip_features,
     fold_accuracies,
     read_corpus,
 )
-from speechbrain_mam.embedded.make_training_sounds import Sounds, load_recordings, make_clip
+from tools.embedded.make_training_sounds import Sounds, load_recordings, make_clip
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.beats_model import checkpoint_file
 

@@ -5,8 +5,8 @@ from itertools import islice
 
 import pytest
 
-from speechbrain_mam.embedded.grammar import sentences
-from speechbrain_mam.embedded.spoken_numbers import number_words, ordinal_words, year_words
+from tools.embedded.grammar import sentences
+from tools.embedded.spoken_numbers import number_words, ordinal_words, year_words
 
 
 def test_reaches_a_thousand_words():

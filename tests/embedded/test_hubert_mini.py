@@ -7,9 +7,9 @@ import torch
 from safetensors import safe_open
 from transformers import HubertForCTC, Wav2Vec2Processor
 
-from speechbrain_mam.embedded.corpora import hubert_mini, mini_corpus
-from speechbrain_mam.embedded.evaluate_hubert_mini import error_rates, read_corpus
-from speechbrain_mam.embedded.hubert_mini_model import (
+from tools.embedded.corpora import hubert_mini, mini_corpus
+from tools.embedded.evaluate_hubert_mini import error_rates, read_corpus
+from tools.embedded.hubert_mini_model import (
     VOCABULARY,
     export,
     make_model,

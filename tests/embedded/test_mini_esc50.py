@@ -12,10 +12,10 @@ from conftest import expanded_corpus
 from scipy.signal import stft
 
 from speechbrain_mam.embedded import corpora
-from speechbrain_mam.embedded.build_mini_esc50 import HEADER, sources
-from speechbrain_mam.embedded.sound_events import CLASSES, EVENTS
-from speechbrain_mam.embedded.sound_scenes import recording, texture, training_sounds
-from speechbrain_mam.embedded.sound_tools import loudness, reverberate
+from tools.embedded.build_mini_esc50 import HEADER, sources
+from tools.embedded.sound_events import CLASSES, EVENTS
+from tools.embedded.sound_scenes import recording, texture, training_sounds
+from tools.embedded.sound_tools import loudness, reverberate
 
 ARCHIVE = Path(corpora.__file__).parent / "data" / "mini_esc50.tar"
 

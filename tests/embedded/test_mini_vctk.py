@@ -11,10 +11,10 @@ from conftest import REPO, expanded_corpus
 from test_hubert_ctc import ALPHABET
 
 from speechbrain_mam.embedded import corpora
-from speechbrain_mam.embedded.build_mini_ljspeech import corpus_sentences
-from speechbrain_mam.embedded.build_mini_vctk import TRAINING_TEXTS, vctk_sentences
-from speechbrain_mam.embedded.make_training_speech import texts_of
-from speechbrain_mam.embedded.voices import (
+from tools.embedded.build_mini_ljspeech import corpus_sentences
+from tools.embedded.build_mini_vctk import TRAINING_TEXTS, vctk_sentences
+from tools.embedded.make_training_speech import texts_of
+from tools.embedded.voices import (
     BRISK_VOICES,
     ESPEAK_VARIANTS,
     ESPEAK_VOICES,

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from speechbrain_mam.embedded import synthesise as module
-from speechbrain_mam.embedded.synthesise import synthesise, synthesise_files
-from speechbrain_mam.embedded.voices import (
+from tools.embedded.synthesise import synthesise, synthesise_files
+from tools.embedded.voices import (
     BRISK_VOICES,
     ESPEAK_VOICES,
     FESTIVAL_VOICES,

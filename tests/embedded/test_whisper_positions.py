@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertForCTC
 
-from speechbrain_mam.embedded.whisper_positions import (
+from tools.embedded.whisper_positions import (
     POSITION_OFFSET,
     hold_positions,
     place_positions,

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechbrain_mam.embedded.beats_mini_model import BINS, MEL_PATCHES, PATCH
-from speechbrain_mam.embedded.whisper_init import WhisperTeacher
+from tools.embedded.beats_mini_model import BINS, MEL_PATCHES, PATCH
+from tools.embedded.whisper_init import WhisperTeacher
 
 TEACHER_LAYERS = (2, 4)
 """Whisper's layers after which its states are learned."""

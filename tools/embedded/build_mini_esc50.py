@@ -2,7 +2,7 @@
 
 To run this:
 
-> python -m speechbrain_mam.embedded.build_mini_esc50
+> python -m tools.embedded.build_mini_esc50
 
 It writes ``data/mini_esc50.tar`` in ESC-50's layout, with Ogg-Opus in the place of WAV.
 ``corpora.mini_corpus`` expands it.
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_mam.embedded.build_mini_ljspeech import run_builder, to_opus, write_archive
-from speechbrain_mam.embedded.sound_events import CLASSES
-from speechbrain_mam.embedded.sound_scenes import CLIP_S, CORPUS_SEED, recording
-from speechbrain_mam.embedded.sound_tools import RATE_HZ, to_samples
+from tools.embedded.build_mini_ljspeech import run_builder, to_opus, write_archive
+from tools.embedded.sound_events import CLASSES
+from tools.embedded.sound_scenes import CLIP_S, CORPUS_SEED, recording
+from tools.embedded.sound_tools import RATE_HZ, to_samples
 
 FOLDS = 5
 #: Takes of each recording of a class in a fold; a fold has one of these rows, eight clips in all.
@@ -37,7 +37,7 @@ README = """# The mini ESC-50 corpus
 {clips} clips of 5 s, {minutes:.1f} minutes, ten classes, five folds, in ESC-50's layout:
 `meta/esc50.csv` (`{header}`) and
 `audio/FOLD-SOURCE-TAKE-TARGET.wav` (16 kHz, 16-bit, mono). In the archive each clip is one Ogg-Opus
-file; `speechbrain_mam.embedded.corpora.mini_corpus("mini_esc50")` expands it. The numbers and names
+file; `tools.embedded.corpora.mini_corpus("mini_esc50")` expands it. The numbers and names
 of the classes are ESC-50's: {names}.
 
 **Sounds.** Synthetic, all of them: `speechbrain_mam/embedded/sound_events.py` draws the sounds,
@@ -51,7 +51,7 @@ nothing, and every reader would have to resample.
 
 **Licence of the corpus.** Apache-2.0, as the package.
 
-Made by `python -m speechbrain_mam.embedded.build_mini_esc50`.
+Made by `python -m tools.embedded.build_mini_esc50`.
 """
 
 

@@ -2,7 +2,7 @@
 
 To run this (espeak-ng is needed):
 
-> python -m speechbrain_mam.embedded.build_mini_ljspeech
+> python -m tools.embedded.build_mini_ljspeech
 
 It writes ``data/mini_ljspeech.tar``: ``metadata.csv`` as in LJ Speech (id, raw, normalised),
 ``README.md``, and one Ogg-Opus file an utterance. ``corpora.mini_corpus`` expands it.
@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from speechbrain_mam.embedded.grammar import Sentence, sentences
-from speechbrain_mam.embedded.synthesise import SAMPLE_RATE_HZ, synthesise
-from speechbrain_mam.embedded.voices import MINI_LJ_VOICE
+from tools.embedded.grammar import Sentence, sentences
+from tools.embedded.synthesise import SAMPLE_RATE_HZ, synthesise
+from tools.embedded.voices import MINI_LJ_VOICE
 
 SENTENCES = 600
 SEED = 1
@@ -34,7 +34,7 @@ README = """# The mini LJ corpus
 
 {count} different sentences, {minutes:.1f} minutes, one voice, in LJ Speech's layout: `metadata.csv`
 holds `id|raw|normalised`, and each utterance is one Ogg-Opus file of 16 kHz mono speech.
-`speechbrain_mam.embedded.corpora.mini_corpus()` expands it to `wavs/ID.wav` (16-bit PCM).
+`tools.embedded.corpora.mini_corpus()` expands it to `wavs/ID.wav` (16-bit PCM).
 
 **Text.** From `speechbrain_mam/embedded/grammar.py`, seed {seed}; no sentence is taken from
 elsewhere. Numbers and abbreviations are as written in column 2 and as spoken in column 3.
@@ -46,7 +46,7 @@ one nor these sentences.
 
 **Licence of the corpus.** Apache-2.0, as the package.
 
-Made by `python -m speechbrain_mam.embedded.build_mini_ljspeech`.
+Made by `python -m tools.embedded.build_mini_ljspeech`.
 """
 
 

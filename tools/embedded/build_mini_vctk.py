@@ -2,7 +2,7 @@
 
 To run this (flite and espeak-ng are needed):
 
-> python -m speechbrain_mam.embedded.build_mini_vctk
+> python -m tools.embedded.build_mini_vctk
 
 It writes ``data/mini_vctk.tar`` in VCTK 0.92's layout, with Ogg-Opus in the place of FLAC.
 ``corpora.mini_corpus`` expands it.
@@ -13,15 +13,15 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from speechbrain_mam.embedded.build_mini_ljspeech import (
+from tools.embedded.build_mini_ljspeech import (
     corpus_sentences,
     run_builder,
     to_opus,
     write_archive,
 )
-from speechbrain_mam.embedded.grammar import sentences
-from speechbrain_mam.embedded.synthesise import SAMPLE_RATE_HZ, synthesise
-from speechbrain_mam.embedded.voices import MINI_VCTK_VOICES
+from tools.embedded.grammar import sentences
+from tools.embedded.synthesise import SAMPLE_RATE_HZ, synthesise
+from tools.embedded.voices import MINI_VCTK_VOICES
 
 UTTERANCES = 60
 """Of each speaker."""
@@ -39,7 +39,7 @@ README = """# The mini VCTK corpus
 {speakers} speakers, {count} different sentences, {minutes:.1f} minutes, in the layout of VCTK 0.92:
 `wav48_silence_trimmed/SPEAKER/SPEAKER_NNN_mic1.flac` (48 kHz, mono, one microphone),
 `txt/SPEAKER/SPEAKER_NNN.txt` and `speaker-info.txt`. In the archive each utterance is one Ogg-Opus
-file; `speechbrain_mam.embedded.corpora.mini_corpus("mini_vctk")` expands it.
+file; `tools.embedded.corpora.mini_corpus("mini_vctk")` expands it.
 
 **Text.** From `speechbrain_mam/embedded/grammar.py`, seed {seed}; no sentence is taken from
 elsewhere. Unlike VCTK, no two speakers read the same sentence. None is in the mini LJ corpus.
@@ -53,7 +53,7 @@ and their data, not the speech they render.
 
 **Licence of the corpus.** Apache-2.0, as the package.
 
-Made by `python -m speechbrain_mam.embedded.build_mini_vctk`.
+Made by `python -m tools.embedded.build_mini_vctk`.
 """
 
 
@@ -66,7 +66,7 @@ def vctk_sentences() -> tuple[str, ...]:
     >>> len(set(vctk_sentences())) >= UTTERANCES * len(MINI_VCTK_VOICES)
     True
     """
-    from speechbrain_mam.embedded.make_training_speech import texts_of
+    from tools.embedded.make_training_speech import texts_of
 
     taken = {sentence.normalised for sentence in corpus_sentences()}
     taken |= set(texts_of("grammar", TRAINING_TEXTS, Path()))

@@ -1,8 +1,8 @@
 """Accuracy of a linear probe on BEATs-mini's frozen features, fold by fold.
 
-> python -m speechbrain_mam.embedded.evaluate_beats_mini
-> python -m speechbrain_mam.embedded.evaluate_beats_mini ESC50_LAYOUT_FOLDER
-> python -m speechbrain_mam.embedded.evaluate_beats_mini --model OTHER.pt
+> python -m tools.embedded.evaluate_beats_mini
+> python -m tools.embedded.evaluate_beats_mini ESC50_LAYOUT_FOLDER
+> python -m tools.embedded.evaluate_beats_mini --model OTHER.pt
 
 Each clip's features are averaged over its patches and classified by multinomial logistic
 regression. Each fold is tested once; the fold before it chooses the L2 penalty, the others train.
@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from speechbrain_mam.audio import load_audio
-from speechbrain_mam.clips import mean_feature
-from speechbrain_mam.embedded.corpora import mini_corpus
-from speechbrain_mam.linear_probe import fit_linear_probe
+from speechbrain_mam.tasks.audio import load_audio
+from speechbrain_mam.tasks.clips import mean_feature
+from tools.embedded.corpora import mini_corpus
+from speechbrain_mam.tasks.linear_probe import fit_linear_probe
 from speechbrain_mam.lobes.beats import BEATsEncoder
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

@@ -1,8 +1,8 @@
 """Word error rates of HuBERT-mini, or of another ``HubertForCTC`` folder, without a language model.
 
-> python -m speechbrain_mam.embedded.evaluate_hubert_mini
-> python -m speechbrain_mam.embedded.evaluate_hubert_mini --corpus LJSPEECH_LAYOUT_FOLDER
-> python -m speechbrain_mam.embedded.evaluate_hubert_mini --csv training_speech/dev_heard.csv
+> python -m tools.embedded.evaluate_hubert_mini
+> python -m tools.embedded.evaluate_hubert_mini --corpus LJSPEECH_LAYOUT_FOLDER
+> python -m tools.embedded.evaluate_hubert_mini --csv training_speech/dev_heard.csv
 
 A corpus in LJ Speech's layout is evaluated on its test part, the last 20 % of its utterances; a CSV
 of ``make_training_speech`` as a whole. One utterance a batch, greedy CTC.
@@ -20,10 +20,10 @@ import torch
 from speechbrain.utils.metric_stats import ErrorRateStats
 from transformers import HubertForCTC
 
-from speechbrain_mam.embedded.corpora import hubert_mini, mini_corpus
-from speechbrain_mam.embedded.hubert_mini_model import transcribe
-from speechbrain_mam.embedded.make_training_speech import to_alphabet
-from speechbrain_mam.embedded.synthesise import to_sample_rate
+from tools.embedded.corpora import hubert_mini, mini_corpus
+from tools.embedded.hubert_mini_model import transcribe
+from tools.embedded.make_training_speech import to_alphabet
+from tools.embedded.synthesise import to_sample_rate
 
 TEST_SHARE = 0.2
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from speechbrain_mam.embedded import words
-from speechbrain_mam.embedded.spoken_numbers import number_words, ordinal_words, year_words
+from tools.embedded import words
+from tools.embedded.spoken_numbers import number_words, ordinal_words, year_words
 
 #: Slots that are written differently from how they are said, as ``written|said``.
 _ABBREVIATIONS = {

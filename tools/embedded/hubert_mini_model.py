@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import HubertConfig, HubertForCTC
 
-from speechbrain_mam.embedded.whisper_init import mel_wavelets
+from tools.embedded.whisper_init import mel_wavelets
 
 #: wav2vec 2.0's layout: blank, three specials, the word separator, then letters and apostrophe.
 VOCABULARY = ("<pad>", "<s>", "</s>", "<unk>", "|", *string.ascii_uppercase, "'")

@@ -3,7 +3,7 @@
 To run this (``--recordings`` has one folder a package, unpacked, see ``beats_mini/README.md``;
 ``--whisper`` is Whisper tiny.en, MIT licence, as CTranslate2's ``model.bin``):
 
-> python -m speechbrain_mam.embedded.make_training_sounds --recordings FOLDER \\
+> python -m tools.embedded.make_training_sounds --recordings FOLDER \\
       --whisper model.bin --out training_sounds --clips 2000 --seed 1
 
 Each seed writes one ``SEED.pt``: waveforms, their kinds of sound, and what Whisper's encoder makes
@@ -25,13 +25,13 @@ import soundfile
 import torch
 from torch import Tensor
 
-from speechbrain_mam.embedded.beats_mini_files import Recording, recordings
-from speechbrain_mam.embedded.beats_mini_model import CLIP_SAMPLES
-from speechbrain_mam.embedded.beats_mini_targets import teacher_rows
-from speechbrain_mam.embedded.corpora import mini_corpus
-from speechbrain_mam.embedded.sound_scenes import background, microphone, training_sounds
-from speechbrain_mam.embedded.sound_tools import RATE_HZ, Rng, log_uniform, loudness, reverberate
-from speechbrain_mam.embedded.whisper_init import WhisperTeacher
+from tools.embedded.beats_mini_files import Recording, recordings
+from tools.embedded.beats_mini_model import CLIP_SAMPLES
+from tools.embedded.beats_mini_targets import teacher_rows
+from tools.embedded.corpora import mini_corpus
+from tools.embedded.sound_scenes import background, microphone, training_sounds
+from tools.embedded.sound_tools import RATE_HZ, Rng, log_uniform, loudness, reverberate
+from tools.embedded.whisper_init import WhisperTeacher
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 To run this (flite, espeak-ng, festival, Piper's voice and WordNet's database are needed; none of it
 ships):
 
-> python -m speechbrain_mam.embedded.make_training_speech --out training_speech
+> python -m tools.embedded.make_training_speech --out training_speech
 
 Half of the text comes from the mini corpus's own grammar (with another seed, and without any
 sentence of the corpus), half is open vocabulary: WordNet's definitions and examples. Every part is
@@ -33,8 +33,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from speechbrain_mam.embedded.synthesise import SAMPLE_RATE_HZ, synthesise_files
-from speechbrain_mam.embedded.voices import (
+from tools.embedded.synthesise import SAMPLE_RATE_HZ, synthesise_files
+from tools.embedded.voices import (
     BRISK_VOICES,
     ESPEAK_VOICES,
     FESTIVAL_VOICES,
@@ -141,8 +141,8 @@ def texts_of(kind: str, count: int, wordnet: Path) -> list[str]:
     if kind == "open":
         found = sorted(set(wordnet_sentences(wordnet)))
         return random.Random(11).sample(found, count)
-    from speechbrain_mam.embedded.build_mini_ljspeech import corpus_sentences
-    from speechbrain_mam.embedded.grammar import sentences
+    from tools.embedded.build_mini_ljspeech import corpus_sentences
+    from tools.embedded.grammar import sentences
 
     held_out = {to_alphabet(s.normalised) for s in corpus_sentences()}
     drawn = (s.normalised for s in sentences(2 * count, seed=20_000))

@@ -1,14 +1,14 @@
 """Sounds with a pitch or a beat: barks, songs and sirens, and what is struck.
 
 Voices are sources through resonances, songs and sirens swept tones, bells, clocks and doors struck
-modes. See :mod:`speechbrain_mam.embedded.sound_events` for what each function takes and returns.
+modes. See :mod:`tools.embedded.sound_events` for what each function takes and returns.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from speechbrain_mam.embedded.sound_tools import (
+from tools.embedded.sound_tools import (
     RATE_HZ,
     Rng,
     add_at,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from speechbrain_mam.embedded.sound_calls import (
+from tools.embedded.sound_calls import (
     chirping_birds,
     church_bells,
     clock_tick,
@@ -21,7 +21,7 @@ from speechbrain_mam.embedded.sound_calls import (
     door_wood_knock,
     siren,
 )
-from speechbrain_mam.embedded.sound_tools import (
+from tools.embedded.sound_tools import (
     RATE_HZ,
     Rng,
     add_at,

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from speechbrain_mam.embedded.sound_events import EVENTS
-from speechbrain_mam.embedded.sound_tools import (
+from tools.embedded.sound_events import EVENTS
+from tools.embedded.sound_tools import (
     RATE_HZ,
     Rng,
     add_at,
@@ -42,7 +42,7 @@ def recording(
     Arguments
     ---------
     name : str
-        A key of :data:`~speechbrain_mam.embedded.sound_events.EVENTS`.
+        A key of :data:`~tools.embedded.sound_events.EVENTS`.
     rng : numpy.random.Generator
         Draws everything.
     duration_s : float

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_mam.embedded.voices import FLITE_PITCH_HZ, Voice
+from tools.embedded.voices import FLITE_PITCH_HZ, Voice
 
 SAMPLE_RATE_HZ = 16000
 

@@ -2,7 +2,7 @@
 
 To run this (``--data`` is what ``make_training_sounds.py`` wrote):
 
-> python -m speechbrain_mam.embedded.train_beats_mini --data training_sounds --out OUT
+> python -m tools.embedded.train_beats_mini --data training_sounds --out OUT
 
 All weights start random but the code of the band (see ``mark_bands``). Always, Whisper's states of
 the same sound and the statistics of the filter banks are regressed. (1) Self-supervised, patches
@@ -28,7 +28,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from speechbrain_mam.embedded.beats_mini_model import (
+from tools.embedded.beats_mini_model import (
     FBANK_MEAN,
     FBANK_STD,
     encode,
@@ -38,8 +38,8 @@ from speechbrain_mam.embedded.beats_mini_model import (
     pass_through,
     to_patches,
 )
-from speechbrain_mam.embedded.beats_mini_targets import Heads, Quantizer
-from speechbrain_mam.precision import fast_precision
+from tools.embedded.beats_mini_targets import Heads, Quantizer
+from speechbrain_mam.runs.precision import fast_precision
 
 logger = logging.getLogger(__name__)
 

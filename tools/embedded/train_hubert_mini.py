@@ -3,7 +3,7 @@
 To run this (``--data`` is what ``make_training_speech.py`` wrote; ``--whisper`` is Whisper tiny.en,
 MIT licence, as CTranslate2's ``model.bin``):
 
-> python -m speechbrain_mam.embedded.train_hubert_mini --init whisper --whisper model.bin \\
+> python -m tools.embedded.train_hubert_mini --init whisper --whisper model.bin \\
       --data training_speech --out results/hubert_mini
 
 Direction ``whisper``: (1) for ``front_steps`` the convolutional front end is regressed onto
@@ -28,12 +28,12 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from torch import Tensor
 from transformers import HubertForCTC
 
-from speechbrain_mam.embedded.hubert_mini_data import (
+from tools.embedded.hubert_mini_data import (
     ShortFirstSampler,
     make_augmenter,
     make_dataset,
 )
-from speechbrain_mam.embedded.hubert_mini_model import (
+from tools.embedded.hubert_mini_model import (
     BLANK,
     export,
     make_model,
@@ -41,9 +41,9 @@ from speechbrain_mam.embedded.hubert_mini_model import (
     to_labels,
     to_text,
 )
-from speechbrain_mam.embedded.whisper_init import WhisperTeacher, load_encoder_layers
-from speechbrain_mam.embedded.whisper_positions import hold_positions, place_positions
-from speechbrain_mam.precision import fast_precision
+from tools.embedded.whisper_init import WhisperTeacher, load_encoder_layers
+from tools.embedded.whisper_positions import hold_positions, place_positions
+from speechbrain_mam.runs.precision import fast_precision
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertEncoderStableLayerNorm
 
-from speechbrain_mam.ctranslate2_file import read_model
+from speechbrain_mam.model_files.ctranslate2_file import read_model
 
 SAMPLE_RATE_HZ = 16000
 #: Level at which Whisper hears the unit-variance waveform.
