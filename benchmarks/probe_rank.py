@@ -23,10 +23,10 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
 
 from speechbrain_mam import Donor, Merge, find_attention, make_plan
-from speechbrain_mam.tasks.asr_data import speech_dataset
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.search.prefix_cache import PrefixCache
 from speechbrain_mam.search.probe import probe
+from speechbrain_mam.tasks.asr_data import speech_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:

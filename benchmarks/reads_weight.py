@@ -39,9 +39,9 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from speechbrain_mam.learning.linear import MergedLinearByWeight
 from speechbrain_mam.learning.module import MergedModule
+from speechbrain_mam.learning.once_a_forward import keep_merged_within
 from speechbrain_mam.learning.other_layers import Piece, merge_rows
 from speechbrain_mam.merging.methods import METHODS
-from speechbrain_mam.learning.once_a_forward import keep_merged_within
 
 LAM, HEADS = 0.95, 16
 VARIANTS = ("plain", "mam", "each read")

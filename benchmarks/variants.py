@@ -20,8 +20,9 @@ from speechbrain_mam.architectures.index import architecture, find_attention, in
 from speechbrain_mam.donors.donor import TensorKey
 from speechbrain_mam.learning.learnable import LearnableMAM
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-from speechbrain_mam.merging.apply import donor_tensors
-from speechbrain_mam.merging.planner import MergePlan, make_plan
+from speechbrain_mam.merging.plan import MergePlan
+from speechbrain_mam.merging.planner import make_plan
+from speechbrain_mam.merging.prepare import donor_tensors
 
 SAMPLE_RATE_HZ = 16000
 LAM = 0.95

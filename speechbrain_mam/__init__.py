@@ -5,24 +5,25 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from speechbrain_mam.version import __version__ as __version__
+
 if TYPE_CHECKING:
+    from speechbrain_mam.architectures.index import find_attention, index_attention
     from speechbrain_mam.architectures.registry import (
         ARCHITECTURES,
         Architecture,
         register_architecture,
         supported_models,
     )
-    from speechbrain_mam.architectures.index import find_attention, index_attention
     from speechbrain_mam.brain.brain import MAMBrain
     from speechbrain_mam.donors.donor import Donor
     from speechbrain_mam.errors import MAMError
     from speechbrain_mam.learning.learnable import LearnableMAM
+    from speechbrain_mam.learning.linear import MergedLinear
     from speechbrain_mam.mam import MAM
     from speechbrain_mam.merging.apply import Merge
-    from speechbrain_mam.learning.linear import MergedLinear
-    from speechbrain_mam.merging.planner import MergePlan, make_plan
-
-__version__ = "0.1.0"
+    from speechbrain_mam.merging.plan import MergePlan
+    from speechbrain_mam.merging.planner import make_plan
 
 __all__ = [
     "ARCHITECTURES",
@@ -44,21 +45,21 @@ __all__ = [
 
 
 _MODULES = {
-    "ARCHITECTURES": "architectures",
-    "Architecture": "architectures",
+    "ARCHITECTURES": "architectures.registry",
+    "Architecture": "architectures.registry",
     "MAM": "mam",
-    "Donor": "donor",
-    "LearnableMAM": "learnable",
-    "MAMBrain": "brain",
+    "Donor": "donors.donor",
+    "LearnableMAM": "learning.learnable",
+    "MAMBrain": "brain.brain",
     "MAMError": "errors",
-    "Merge": "merge",
-    "MergePlan": "plan",
-    "MergedLinear": "merged_linear",
-    "find_attention": "attention",
-    "index_attention": "attention",
-    "make_plan": "plan",
-    "register_architecture": "architectures",
-    "supported_models": "architectures",
+    "Merge": "merging.apply",
+    "MergePlan": "merging.plan",
+    "MergedLinear": "learning.linear",
+    "find_attention": "architectures.index",
+    "index_attention": "architectures.index",
+    "make_plan": "merging.planner",
+    "register_architecture": "architectures.registry",
+    "supported_models": "architectures.registry",
 }
 
 

@@ -135,3 +135,13 @@ def carry_along(model: Path, out: Path, weights: Collection[Path] = ()) -> None:
             continue
         (out / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, out / relative)
+
+
+def write_beside(file: Path, write) -> None:
+    """Call ``write(part)`` on a name beside ``file`` and rename: never a half-written file."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        write(part)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 
@@ -58,3 +58,9 @@ def one_line_errors() -> Iterator[None]:
     except MAMError as error:
         logging.getLogger("speechbrain_mam").error("%s", error)
         raise SystemExit(2) from error
+
+
+def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise an error that names ``key`` unless ``value`` is among the allowed ones."""
+    if value not in allowed:
+        raise MAMError(f"key '{key}': {value!r} is not one of {', '.join(allowed)}")

@@ -11,14 +11,15 @@ from typing import Any
 from torch import nn
 
 from speechbrain_mam.architectures.index import find_attention
-from speechbrain_mam.options import Lam, LayerChoice, one_of
 from speechbrain_mam.donors.controls import CONTROLS, controlled
 from speechbrain_mam.donors.donor import Donor, TensorSource, fingerprint
 from speechbrain_mam.donors.mix import DonorMix
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.learning.learnable import CONSTRAINTS, GRANULARITIES, LearnableMAM
 from speechbrain_mam.merging.apply import Merge
-from speechbrain_mam.merging.planner import MergePlan, make_plan
+from speechbrain_mam.merging.plan import MergePlan
+from speechbrain_mam.merging.planner import make_plan
+from speechbrain_mam.options import Lam, LayerChoice
 
 
 class MAM:
@@ -146,7 +147,7 @@ class MAM:
         """What is mixed in: the donor's tensors, or those of a control."""
         if self._several:
             return self._donors_with(self.control)
-        return controlled(self.donor, self.plan, self.control, self.control_seed)
+        return controlled(self.donor, self.plan.donor_layers, self.control, self.control_seed)
 
     @cached_property
     def donor_hash(self) -> str:

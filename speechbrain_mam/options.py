@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from speechbrain_mam.architectures.index import PROJECTIONS
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.errors import MAMError, one_of
 
 Lam = float | str | Sequence[float] | Mapping[str, float | str | Sequence[float]]
 LayerChoice = str | int | Sequence[int]
@@ -238,9 +238,3 @@ def in_brackets(key: str, value: Any) -> Any:
         raise MAMError(
             f"key '{key}': cannot read '{value}'; expected [a, b] or {{name: a}}"
         ) from None
-
-
-def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise an error that names ``key`` unless ``value`` is among the allowed ones."""
-    if value not in allowed:
-        raise MAMError(f"key '{key}': {value!r} is not one of {', '.join(allowed)}")

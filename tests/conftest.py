@@ -16,7 +16,6 @@ import processes
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
-
 from tools.embedded.corpora import mini_corpus
 
 REPO = Path(__file__).resolve().parent.parent

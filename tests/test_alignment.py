@@ -9,8 +9,8 @@ from transformers import BertModel
 
 from speechbrain_mam import Donor, LearnableMAM, MAMError, Merge, find_attention, make_plan
 from speechbrain_mam.merging.alignment import align_layer, match_heads
-from speechbrain_mam.donors.donor import ModelFolder
 from speechbrain_mam.merging.tensor_file import merge_folders
+from speechbrain_mam.model_files.folder import ModelFolder
 
 HEADS, WIDTH = 4, 16
 KEYS = [(p, k) for p in ("query", "key", "value", "output") for k in ("weight", "bias")]

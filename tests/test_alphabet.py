@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from test_hubert_ctc import ALPHABET
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.tasks.corpus import normalize_text
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
 from speechbrain_mam.lobes.spelling import APOSTROPHES
+from speechbrain_mam.tasks.corpus import normalize_text
 
 LATIN = "abcdefghijklmnopqrstuvwxyz"
 

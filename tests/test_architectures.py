@@ -32,6 +32,8 @@ from torch import nn
 
 import speechbrain_mam
 from speechbrain_mam import Donor, LearnableMAM, MAMError, Merge, find_attention, make_plan
+from speechbrain_mam.architectures.index import AttentionIndex, index_attention
+from speechbrain_mam.architectures.names import Names, example_name
 from speechbrain_mam.architectures.registry import (
     ARCHITECTURES,
     Architecture,
@@ -39,11 +41,9 @@ from speechbrain_mam.architectures.registry import (
     register_architecture,
     supported_models,
 )
-from speechbrain_mam.architectures.index import AttentionIndex, index_attention
 from speechbrain_mam.cli import main
-from speechbrain_mam.donors.donor import ModelFolder
 from speechbrain_mam.lobes.beats import BEATsEncoder
-from speechbrain_mam.architectures.names import Names, example_name
+from speechbrain_mam.model_files.folder import ModelFolder
 from speechbrain_mam.search.prefix_cache import PrefixCache
 
 ROWS = {row.name: row for row in ARCHITECTURES}

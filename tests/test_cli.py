@@ -26,9 +26,9 @@ from transformers import HubertForCTC
 import speechbrain_mam
 from speechbrain_mam import Donor, Merge, find_attention, make_plan
 from speechbrain_mam.cli import main
-from speechbrain_mam.donors.donor import ModelFolder
-from speechbrain_mam.merging.apply import linear
+from speechbrain_mam.merging.arithmetic import linear
 from speechbrain_mam.merging.tensor_file import TensorFile
+from speechbrain_mam.model_files.folder import ModelFolder
 
 WEIGHTS = "model.safetensors"
 

@@ -10,10 +10,9 @@ from tiny_beats import save_beats
 from torch import nn
 
 from speechbrain_mam import MAM, MAMError
-from speechbrain_mam.tasks.clips import layer_groups, mean_feature, mixup, roll
-from speechbrain_mam.runs.folds import parse_folds, pool_folds
-from speechbrain_mam.tasks.linear_probe import fit_linear_probe
 from speechbrain_mam.lobes.beats import BEATsEncoder
+from speechbrain_mam.runs.folds import parse_folds, pool_folds
+from speechbrain_mam.tasks.clips import fit_linear_probe, layer_groups, mean_feature, mixup, roll
 
 
 @settings(max_examples=30, deadline=None)

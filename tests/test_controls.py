@@ -19,7 +19,7 @@ def keys(donor):
 
 def test_none_is_the_donor_itself(donor):
     plan = make_plan(find_attention(build_speech_model()), donor.index)
-    assert controlled(donor, plan, "none") is donor
+    assert controlled(donor, plan.donor_layers, "none") is donor
 
 
 @pytest.mark.parametrize("control", ["random", "shuffled_layers", "permuted_rows", "no_donor"])

@@ -14,10 +14,10 @@ import soundfile
 import yaml
 from conftest import REPO
 
-from speechbrain_mam.cli import doctor
-from speechbrain_mam.model_files import find as sources, offline
-from speechbrain_mam.cli import main
+from speechbrain_mam.cli import doctor, main
 from speechbrain_mam.embedded import corpora
+from speechbrain_mam.model_files import find as sources
+from speechbrain_mam.model_files import offline
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ from test_ljspeech_prepare import prepare_ljspeech
 from torch import nn
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.tasks.asr import ASR
-from speechbrain_mam.tasks.asr_data import speech_dataset
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.runs.probe_manifest import probe_manifest
 from speechbrain_mam.runs.sweep_manifest import sweep_manifest
+from speechbrain_mam.tasks.asr import ASR
+from speechbrain_mam.tasks.asr_data import speech_dataset
 from speechbrain_mam.tasks.audio_events import AudioEvents
 from speechbrain_mam.tasks.finite import TrainLosses, check_outputs
-from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 
 NAN, INF = float("nan"), float("inf")
 LOADER = {"batch_size": 2}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from speechbrain_mam.errors import MAMError
 from speechbrain_mam.atomic import carry_along, check_output, new_folder
+from speechbrain_mam.errors import MAMError
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:

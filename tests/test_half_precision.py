@@ -8,10 +8,10 @@ from torch import nn
 
 from speechbrain_mam import MAM, Donor, LearnableMAM, Merge, MergedLinear, find_attention, make_plan
 from speechbrain_mam.learning.learnable import CONSTRAINTS, GRANULARITIES
-from speechbrain_mam.merging.apply import linear
 from speechbrain_mam.learning.linear import MergedLinearByWeight
 from speechbrain_mam.learning.module import MergedModule, own_parameter
 from speechbrain_mam.learning.other_layers import ManyDonorsLinear, MergedRows, MethodLinear
+from speechbrain_mam.merging.arithmetic import linear
 
 DTYPES = {d: getattr(torch, d) for d in ("float32", "bfloat16", "float16", "float64")}
 WAV = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))

@@ -5,14 +5,14 @@ import re
 from contextlib import nullcontext
 
 import pytest
+from tools.embedded.corpora import mini_corpus
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.tasks.asr_data import speech_dataset
-from speechbrain_mam.runs.probe_manifest import manifest_batches
-from speechbrain_mam.runs.sweep_manifest import _score
-from tools.embedded.corpora import mini_corpus
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.runs.place import place
+from speechbrain_mam.runs.probe_manifest import manifest_batches
+from speechbrain_mam.runs.sweep_manifest import _score
+from speechbrain_mam.tasks.asr_data import speech_dataset
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechbrain_mam import Donor, MAMError, Merge, find_attention, make_plan
-from speechbrain_mam.merging.apply import linear
+from speechbrain_mam.merging.arithmetic import linear
 
 
 @pytest.fixture()

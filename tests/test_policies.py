@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from speechbrain_mam import Donor, LearnableMAM, MAMError, Merge, find_attention, make_plan
-from speechbrain_mam.options import parse_lam
-from speechbrain_mam.donors.donor import ModelFolder
 from speechbrain_mam.merging.tensor_file import merge_folders
+from speechbrain_mam.model_files.folder import ModelFolder
+from speechbrain_mam.options import parse_lam
 
 WAV = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
 

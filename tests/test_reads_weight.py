@@ -15,9 +15,9 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from speechbrain_mam import Donor, LearnableMAM, find_attention, make_plan
 from speechbrain_mam.learning.linear import MergedLinear, MergedLinearByWeight
 from speechbrain_mam.learning.module import MergedModule
+from speechbrain_mam.learning.once_a_forward import _PASSES, keep_merged_within
 from speechbrain_mam.learning.other_layers import MergedRows, Piece, merge_rows
 from speechbrain_mam.merging.methods import METHODS
-from speechbrain_mam.learning.once_a_forward import _PASSES, keep_merged_within
 
 WAV = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
 X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))

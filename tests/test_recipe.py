@@ -13,8 +13,8 @@ from conftest import REPO, save_bert, save_corpus
 from processes import run_python
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.tasks.asr import KEYS
 from speechbrain_mam.runs.recipe import load_recipe
+from speechbrain_mam.tasks.asr import KEYS
 
 TRAIN = str(REPO / "recipes" / "LJSpeech" / "train.py")
 TINY = {

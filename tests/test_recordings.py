@@ -13,10 +13,10 @@ from test_ljspeech_prepare import prepare_ljspeech
 from test_vctk_prepare import prepare_vctk, save_vctk
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.tasks.asr_data import speech_dataset
-from speechbrain_mam.runs.probe_manifest import manifest_batches
-from speechbrain_mam.tasks.audio import load_audio
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.runs.probe_manifest import manifest_batches
+from speechbrain_mam.tasks.asr_data import speech_dataset
+from speechbrain_mam.tasks.audio import load_audio
 from speechbrain_mam.tasks.recordings import check_audio
 
 RATE = 16000

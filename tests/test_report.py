@@ -12,7 +12,7 @@ import pytest
 from made_up_runs import TestSet, stats, write_experiment, write_run, write_sweep
 
 from speechbrain_mam import MAMError, cli
-from speechbrain_mam.report.plots import write_beside
+from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.report import make_report, write_report
 from speechbrain_mam.report.document import Items, Text
 from speechbrain_mam.report.figures import plot_sweep

@@ -9,7 +9,7 @@ from speechbrain.lobes.models.transformer.Transformer import TransformerEncoder
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_mam import MAM, MAMBrain, MAMError
-from speechbrain_mam.merging.apply import linear
+from speechbrain_mam.merging.arithmetic import linear
 
 WAVES = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
 FRAMES = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))

@@ -9,10 +9,10 @@ from conftest import build_speech_model, save_bert
 from speechbrain.dataio.batch import PaddedBatch
 
 from speechbrain_mam import MAM, Donor, MAMError, Merge, find_attention, make_plan
-from speechbrain_mam.search.identity import batches_sha256, circumstances
-from speechbrain_mam.search.grid import Point, Scored, choose, parse_grid, parse_subsets, points_of
-from speechbrain_mam.search.sweep import Sweep, greedy
 from speechbrain_mam.runs.zeroshot import read_search
+from speechbrain_mam.search.grid import Point, Scored, choose, parse_grid, parse_subsets, points_of
+from speechbrain_mam.search.identity import batches_sha256, circumstances
+from speechbrain_mam.search.sweep import Sweep, greedy
 
 WAVS = [torch.randn(2, 3200, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 

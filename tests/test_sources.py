@@ -16,9 +16,8 @@ from test_ctranslate2_file import save_whisper, whisper
 from transformers import BertModel
 
 from speechbrain_mam import Donor, MAMError, sources
+from speechbrain_mam.model_files.find import find_offline, resolve_model
 from speechbrain_mam.model_files.folder import ModelFolder
-from speechbrain_mam.model_files.offline import find_offline
-from speechbrain_mam.model_files.find import resolve_model
 
 NAME = "someone/some-bert"
 

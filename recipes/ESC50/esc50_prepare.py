@@ -30,8 +30,8 @@ from pathlib import Path
 from esc50_download import download_esc50
 from esc50_meta import FOLDS, META, Clip, class_names, find_meta, read_meta
 
-from speechbrain_mam.tasks.corpus import is_prepared, save_tables, warn_of_channels
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.tasks.corpus import is_prepared, save_tables, warn_of_channels
 from speechbrain_mam.tasks.recordings import check_audio
 
 #: A row of BEATs' patches is 16 frames of 25 ms, one every 10 ms: 0.175 s.

@@ -35,12 +35,12 @@ import speechbrain as sb
 from esc50_prepare import prepare_esc50
 from speechbrain.utils.distributed import run_on_main
 
-from speechbrain_mam.tasks.audio_events import KEYS, AudioEvents
-from speechbrain_mam.tasks.audio_events_data import class_names, dataio_prepare
 from speechbrain_mam.errors import one_line_errors
 from speechbrain_mam.runs.event_fold import run_fold
 from speechbrain_mam.runs.folds import parse_folds, pool_folds
 from speechbrain_mam.runs.recipe import load_recipe
+from speechbrain_mam.tasks.audio_events import KEYS, AudioEvents
+from speechbrain_mam.tasks.audio_events_data import class_names, dataio_prepare
 
 
 def fold_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.tasks.corpus import Utterance, say_of_twins, text_lines, write_manifests
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
+from speechbrain_mam.tasks.corpus import Utterance, say_of_twins, text_lines, write_manifests
 from speechbrain_mam.tasks.recordings import files_by_stem
 
 logger = get_logger(__name__)

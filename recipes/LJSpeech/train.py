@@ -25,10 +25,10 @@ import speechbrain as sb
 from ljspeech_prepare import prepare_ljspeech
 from speechbrain.utils.distributed import run_on_main
 
-from speechbrain_mam.tasks.asr import ASR, KEYS
-from speechbrain_mam.tasks.asr_data import dataio_prepare
 from speechbrain_mam.errors import one_line_errors
 from speechbrain_mam.runs.recipe import load_recipe, run_stages
+from speechbrain_mam.tasks.asr import ASR, KEYS
+from speechbrain_mam.tasks.asr_data import dataio_prepare
 
 if __name__ == "__main__":
     with one_line_errors():

@@ -30,10 +30,10 @@ import speechbrain as sb
 from speechbrain.utils.distributed import run_on_main
 from vctk_prepare import prepare_vctk
 
-from speechbrain_mam.tasks.asr import ASR, KEYS
-from speechbrain_mam.tasks.asr_data import dataio_prepare
 from speechbrain_mam.errors import one_line_errors
 from speechbrain_mam.runs.recipe import load_recipe, run_stages
+from speechbrain_mam.tasks.asr import ASR, KEYS
+from speechbrain_mam.tasks.asr_data import dataio_prepare
 
 
 def vctk_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

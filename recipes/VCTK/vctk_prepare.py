@@ -36,9 +36,9 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.tasks.corpus import Utterance, name_some, say_of_twins, write_manifests
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
+from speechbrain_mam.tasks.corpus import Utterance, name_some, say_of_twins, write_manifests
 from speechbrain_mam.tasks.recordings import files_by_stem
 
 logger = get_logger(__name__)

@@ -23,11 +23,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from speechbrain_mam.architectures.names import (
+    Names,
+    check_role,
+    choose_tower,
+    closest,
+    example_name,
+)
 from speechbrain_mam.architectures.registry import ARCHITECTURES as ARCHITECTURES
 from speechbrain_mam.architectures.registry import Architecture, nearest_model_types
 from speechbrain_mam.architectures.registry import architecture as architecture
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.architectures.names import Names, check_role, choose_tower, closest, example_name
 from speechbrain_mam.tensor_checks import check_plain
 
 if TYPE_CHECKING:
@@ -287,3 +293,17 @@ def _refs(
 
 def _inside(name: str, outer: str) -> bool:
     return outer == "" or name == outer or name.startswith(outer + ".")
+
+
+def layer_path(index: AttentionIndex, layer: int) -> str:
+    """Path of a whole layer from the target on.
+
+    Example
+    -------
+    >>> from speechbrain_mam import Donor
+    >>> layer_path(Donor("speechbrain_mam/hubert-mini").index, 3)
+    'hubert.encoder.layers.3'
+    """
+    name = index.tensors[layer, "query", "weight"].name[len(index.prefix) :]
+    before, _, _ = name.partition(f".{layer}.")
+    return f"{index.prefix}{before}.{layer}"

@@ -19,20 +19,20 @@ import torch
 from speechbrain.utils.distributed import ddp_broadcast, if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.brain.recomputation import use_nonreentrant_checkpointing
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.brain.checkpoints import guard
-from speechbrain_mam.brain.lambda_history import LambdaHistory, LambdaLog
-from speechbrain_mam.learning.learnable import LearnableMAM, keep_donor_out_of_ddp
 from speechbrain_mam.brain.freezing import (
     apply_merge,
     check_in_place,
     merge_again_after_loading,
     open_to_gradients,
 )
-from speechbrain_mam.mam import MAM
+from speechbrain_mam.brain.lambda_history import LambdaHistory, LambdaLog
 from speechbrain_mam.brain.overridden import then, within
-from speechbrain_mam.report.plots import write_beside
+from speechbrain_mam.brain.recomputation import use_nonreentrant_checkpointing
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.learning.learnable import LearnableMAM, keep_donor_out_of_ddp
+from speechbrain_mam.mam import MAM
 
 logger = get_logger(__name__)
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import io
 import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from speechbrain_mam import __version__
+from speechbrain_mam.cli.parser import Verbs, add_json, add_verb
 from speechbrain_mam.embedded import corpora
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.model_files.offline import find_offline
-from speechbrain_mam.model_files.find import EMBEDDED_MODELS, WHEELS
+from speechbrain_mam.model_files.find import EMBEDDED_MODELS, WHEELS, find_offline
+from speechbrain_mam.version import __version__
 
 PACKAGES = (
     *("torch", "torchaudio", "transformers", "speechbrain", "hyperpyyaml", "safetensors"),
@@ -263,3 +265,28 @@ def _recipe(recipe: Recipe, found: dict[str, Finding]) -> Finding:
 
 def _format_of(recipe: Recipe) -> str:
     return "FLAC" if recipe.corpus == "mini_vctk" else "WAV"
+
+
+DOCTOR_HELP = "say which versions, models and corpora are here, and what would fail offline"
+DOCTOR_EXAMPLES = """\
+Nothing is downloaded and nothing written but the mini corpora's cache folder tried. Exit code 0 if
+every default recipe can run without a network, else 2, with the first reason on stderr.
+
+examples:
+  speechbrain-mam doctor
+  speechbrain-mam doctor --json
+"""
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """``doctor``."""
+    doctor = add_verb(verbs, "doctor", doctor_command, DOCTOR_HELP, DOCTOR_EXAMPLES)
+    add_json(doctor)
+
+
+def doctor_command(options: argparse.Namespace) -> None:
+    """``speechbrain-mam doctor``: print the findings; an error if a default recipe cannot run."""
+    found = examine()
+    sys.stdout.write(f"{found.to_json() if options.json else found}\n")
+    sys.stdout.flush()
+    found.check()

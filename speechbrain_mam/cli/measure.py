@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from speechbrain_mam.atomic import check_output, new_folder
 from speechbrain_mam.cli.parser import (
     MERGE_CHOICES,
     Verbs,
@@ -17,7 +18,6 @@ from speechbrain_mam.cli.parser import (
     add_speech,
     add_verb,
 )
-from speechbrain_mam.atomic import check_output, new_folder
 
 PROBE_HELP = "rank TARGET's layers and heads by what a small step towards DONOR does to its loss"
 PROBE_EXAMPLES = """\
@@ -105,9 +105,9 @@ def probe_command(options: argparse.Namespace) -> None:
 
 def sweep_command(options: argparse.Namespace) -> None:
     """``speechbrain-mam sweep``: print the table, draw the curves."""
-    from speechbrain_mam.runs.sweep_manifest import sweep_manifest
     from speechbrain_mam.report.figures import plot_sweep
     from speechbrain_mam.report.search_results import read_sweep
+    from speechbrain_mam.runs.sweep_manifest import sweep_manifest
 
     _hide_loading()
     out = _checked_out(options)

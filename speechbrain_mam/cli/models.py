@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from speechbrain_mam.atomic import check_output, new_folder
 from speechbrain_mam.cli.parser import (
     MERGE_CHOICES,
     Verbs,
@@ -14,11 +15,12 @@ from speechbrain_mam.cli.parser import (
     add_output,
     add_verb,
 )
-from speechbrain_mam.donors.donor import ModelFolder, open_donor
-from speechbrain_mam.atomic import check_output, new_folder
-from speechbrain_mam.merging.planner import MergePlan, make_plan
+from speechbrain_mam.merging.plan import MergePlan
+from speechbrain_mam.merging.planner import make_plan
 from speechbrain_mam.merging.tensor_file import merge_folders
 from speechbrain_mam.model_files.find import resolve_model
+from speechbrain_mam.model_files.folder import ModelFolder
+from speechbrain_mam.model_files.open_donor import open_donor
 
 PLAN_HELP = "print which tensors a merge would touch, with what and how much; nothing is written"
 PLAN_EXAMPLES = """\

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from speechbrain_mam.options import LAYER_MAPS
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.methods import METHODS
 from speechbrain_mam.merging.planner import ALIGNMENTS, DONOR_SCALES, WIDTHS
+from speechbrain_mam.options import LAYER_MAPS
 
 PROGRAM = "speechbrain-mam"
 MERGE_CHOICES = (*("projections", "layer_map", "bias", "donor_scale", "method", "align", "width"),)
-"""Options of :func:`add_choices` that :func:`~speechbrain_mam.merging.planner.make_plan` takes as they are."""
+"""Options of :func:`add_choices` that :func:`~speechbrain_mam.make_plan` takes as they are."""
 
 Verbs = argparse._SubParsersAction
 

@@ -21,10 +21,8 @@ import zlib
 
 import torch
 
-from speechbrain_mam.options import one_of
 from speechbrain_mam.donors.donor import TensorKey, TensorSource
-from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merging.planner import MergePlan
+from speechbrain_mam.errors import MAMError, one_of
 
 CONTROLS = ("none", "random", "shuffled_layers", "permuted_rows", "no_donor")
 DRAWN = ("random", "shuffled_layers", "permuted_rows")
@@ -97,7 +95,7 @@ def _derangement(size: int, seed: int) -> list[int]:
     return order
 
 
-def controlled(donor: TensorSource, plan: MergePlan, control: str, seed: int = 0) -> TensorSource:
-    """The donor of a plan, or its control."""
+def controlled(donor: TensorSource, layers: int, control: str, seed: int = 0) -> TensorSource:
+    """A donor of so many layers, or its control."""
     one_of("control", control, CONTROLS)
-    return donor if control == "none" else ControlDonor(donor, control, plan.donor_layers, seed)
+    return donor if control == "none" else ControlDonor(donor, control, layers, seed)

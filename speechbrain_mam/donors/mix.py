@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from speechbrain_mam.architectures.index import AttentionIndex, TensorRef
-from speechbrain_mam.options import map_layers
 from speechbrain_mam.donors.controls import ControlDonor
 from speechbrain_mam.donors.donor import Donor, TensorKey, TensorSource
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.options import map_layers
 
 if TYPE_CHECKING:
     import torch

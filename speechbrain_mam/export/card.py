@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from speechbrain_mam import __version__
 from speechbrain_mam.export.run import FinishedRun
-from speechbrain_mam.model_files.offline import find_offline
+from speechbrain_mam.model_files.find import WHEELS, find_offline
 from speechbrain_mam.model_files.read import read_json
 from speechbrain_mam.report.statistics import ErrorCounts, Interval, rate_interval
-from speechbrain_mam.model_files.find import WHEELS
+from speechbrain_mam.version import __version__
 
 UNKNOWN = "unknown"
 PAPER = "https://arxiv.org/abs/2312.14378"

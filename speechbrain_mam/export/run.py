@@ -13,8 +13,6 @@ import torch
 import transformers
 from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_mam.tasks.audio_events import AudioEvents
-from speechbrain_mam.tasks.audio_events_data import class_names
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.export.rebuild import rebuild
 from speechbrain_mam.lobes.beats import BEATsEncoder
@@ -23,6 +21,8 @@ from speechbrain_mam.mam import MAM
 from speechbrain_mam.merging.methods import METHODS
 from speechbrain_mam.report.fields import load
 from speechbrain_mam.report.runs import read_run
+from speechbrain_mam.tasks.audio_events import AudioEvents
+from speechbrain_mam.tasks.audio_events_data import class_names
 from speechbrain_mam.tasks.task import TaskBrain
 
 

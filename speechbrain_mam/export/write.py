@@ -6,12 +6,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from speechbrain_mam.options import one_of
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.atomic import check_output, new_folder
+from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.export import events, speech
 from speechbrain_mam.export.card import model_card
 from speechbrain_mam.export.run import FinishedRun, open_run, quiet
-from speechbrain_mam.atomic import check_output, new_folder
 
 FORMATS = ("hf", "speechbrain", "both")
 

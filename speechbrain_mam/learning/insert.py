@@ -14,7 +14,6 @@ from speechbrain_mam.architectures.index import find_attention
 from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merging.apply import donor_parts, donor_tensors
 from speechbrain_mam.learning.linear import MergedLinear, MergedLinearByWeight
 from speechbrain_mam.learning.module import wide
 from speechbrain_mam.learning.other_layers import (
@@ -26,7 +25,8 @@ from speechbrain_mam.learning.other_layers import (
     merge_rows,
 )
 from speechbrain_mam.merging.methods import method_named
-from speechbrain_mam.merging.planner import MergePlan, PlanEntry
+from speechbrain_mam.merging.plan import MergePlan, PlanEntry
+from speechbrain_mam.merging.prepare import donor_parts, donor_tensors
 from speechbrain_mam.tensor_checks import checked_result
 
 Found = Sequence[tuple[PlanEntry, Tensor]]

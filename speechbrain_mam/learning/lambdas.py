@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merging.planner import MergePlan
+from speechbrain_mam.merging.plan import MergePlan
 
 
 def start_values(

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speechbrain_mam import merge
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merging.methods import MergeMethod
 from speechbrain_mam.learning.once_a_forward import once_a_forward
+from speechbrain_mam.merging.arithmetic import linear
+from speechbrain_mam.merging.methods import MergeMethod
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -47,7 +47,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
 
 
 def mix(target: Tensor, donor: Tensor, lam: Tensor, method: MergeMethod) -> Tensor:
-    """``target`` and ``donor`` by ``method``, as :func:`speechbrain_mam.merging.apply.linear`, but live.
+    """Both by ``method``: :func:`speechbrain_mam.merging.arithmetic.linear`, but live.
 
     Arguments
     ---------
@@ -93,7 +93,7 @@ def fold(target: Tensor, donor: Tensor, lam: Tensor, method: MergeMethod) -> Ten
             [0.5000]])
     """
     if lam.numel() == 1:
-        return merge.linear(target, donor, lam.item(), method.name)
+        return linear(target, donor, lam.item(), method.name)
     mixed = mix(target, donor, lam, method).where(lam != 1, target)
     return mixed.where(lam != 0, donor.to(target.dtype)) if method.is_linear else mixed
 
@@ -170,7 +170,7 @@ class MergedModule(nn.Module):
         raise NotImplementedError
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """The merged weight and bias as :class:`~speechbrain_mam.merging.apply.Merge` would write them."""
+        """The merged weight and bias as :class:`~speechbrain_mam.Merge` would write them."""
         raise NotImplementedError
 
     def own(self, name: str) -> Any:

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from speechbrain_mam.options import one_of
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.lobes.beats_model import build_beats, checkpoint_file, read_checkpoint
 from speechbrain_mam.lobes.fbank import (
     FRAME_SAMPLES,

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speechbrain_mam.options import one_of
-from speechbrain_mam.donors.donor import ModelFolder
+from speechbrain_mam.errors import one_of
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
 from speechbrain_mam.lobes.ctc_folder import (
     language_adapter,
@@ -21,8 +20,9 @@ from speechbrain_mam.lobes.ctc_folder import (
     read_extractor,
 )
 from speechbrain_mam.lobes.spelling import composed
-from speechbrain_mam.model_files.read import files_sha256
 from speechbrain_mam.model_files.find import resolve_model
+from speechbrain_mam.model_files.folder import ModelFolder
+from speechbrain_mam.model_files.read import files_sha256
 
 TRAINABLE = ("all", "head", "none")
 

@@ -8,165 +8,18 @@ Event Classification", arXiv 2312.14378.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
 import torch
 
 from speechbrain_mam.donors.donor import TensorSource
-from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merging.methods import method_named
-from speechbrain_mam.merging.planner import MergePlan, PlanEntry
-from speechbrain_mam.tensor_checks import checked, checked_result
-
-
-def linear(
-    target: torch.Tensor, donor: torch.Tensor, lam: float, method: str = "linear"
-) -> torch.Tensor:
-    """λ · target + (1 − λ) · donor, the paper's merge; or another method's.
-
-    Arguments
-    ---------
-    target, donor : torch.Tensor
-        Same shape, any floating-point precision.
-    lam : float
-        The target's share. 1 gives the target's bits, and 0 of a linear method the donor's.
-    method : str
-        One of :data:`speechbrain_mam.merging.methods.METHODS`.
-
-    Returns
-    -------
-    torch.Tensor
-        In the target's precision; the arithmetic is float32 (float64 where the target is).
-
-    Example
-    -------
-    >>> linear(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]), lam=0.5)
-    tensor([2., 4.])
-    """
-    # The ends are copied: in floating point −0 − (−5 · 0) is +0, which is another bit pattern.
-    chosen = method_named(method)
-    if lam == 1:
-        return target.clone()
-    if lam == 0 and chosen.is_linear:
-        return donor.to(target.dtype, copy=True)
-    wide = torch.promote_types(target.dtype, torch.float32)
-    return chosen.function(target.to(wide), donor.to(wide), lam).to(target.dtype)
-
-
-def first_step(target: torch.Tensor, donor: torch.Tensor, method: str = "linear") -> torch.Tensor:
-    """∂W/∂(1 − λ) at λ = 1: where a small step towards the donor goes.
-
-    Of the linear methods W_donor − W_target; of the others by forward differentiation.
-
-    Example
-    -------
-    >>> first_step(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]))
-    tensor([2., 4.])
-    >>> first_step(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]), "multi_path")
-    tensor([3., 6.])
-    """
-    chosen = method_named(method)
-    if chosen.is_linear:
-        return donor - target
-    one = torch.ones(1, dtype=target.dtype, device=target.device)
-    found = torch.func.jvp(lambda lam: chosen.function(target, donor, lam), (one,), (-one,))
-    step: torch.Tensor = found[1]
-    return step
-
-
-def norm_ratio(target: torch.Tensor, donor: torch.Tensor, name: str = "tensor") -> float:
-    """‖target‖ / ‖donor‖ (Frobenius), the factor of ``donor_scale: match_norm``.
-
-    Raises
-    ------
-    MAMError
-        If the donor is all zeros; ``name`` is what the message calls it.
-
-    Example
-    -------
-    >>> norm_ratio(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
-    5.0
-    """
-    norm = donor.double().norm().item()
-    if norm == 0:
-        raise MAMError(
-            f"key 'donor_scale': the donor's '{name}' is all zeros and cannot be scaled to the "
-            "target's norm; use 'none'"
-        )
-    return target.double().norm().item() / norm
-
-
-def own_part(entry: PlanEntry, tensor: torch.Tensor) -> torch.Tensor:
-    """The rows of a target's tensor that an entry of the plan is about, as a view."""
-    return tensor if entry.target_rows is None else tensor[slice(*entry.target_rows)]
-
-
-def donor_tensors(
-    plan: MergePlan, donor: TensorSource, read_target: Callable[[str], torch.Tensor]
-) -> Iterator[tuple[PlanEntry, torch.Tensor]]:
-    """The donor's tensor for every entry of a plan: cropped, aligned, scaled as the plan says.
-
-    Of several donors (:class:`~speechbrain_mam.donors.mix.DonorMix`) each is prepared by itself, and
-    the weighted mean is given.
-
-    Arguments
-    ---------
-    plan : MergePlan
-        What is merged, and how.
-    donor : TensorSource
-        Where the donor's tensors are read.
-    read_target : callable
-        Gives the target's tensor of a name, whole.
-    """
-    if not isinstance(donor, DonorMix):
-        yield from _prepared(plan, donor, read_target)
-        return
-    for entry, parts in donor_parts(plan, donor, read_target):
-        pairs = zip(donor.shares, parts, strict=True)
-        yield entry, torch.stack([share * part for share, part in pairs]).sum(0)
-
-
-def donor_parts(
-    plan: MergePlan, donor: DonorMix, read_target: Callable[[str], torch.Tensor]
-) -> Iterator[tuple[PlanEntry, list[torch.Tensor]]]:
-    """As :func:`donor_tensors`, of each donor singly."""
-    for found in zip(*(_prepared(plan, part, read_target) for part in donor.parts), strict=True):
-        yield found[0][0], [tensor for _, tensor in found]
-
-
-def _prepared(
-    plan: MergePlan, donor: TensorSource, read_target: Callable[[str], torch.Tensor]
-) -> Iterator[tuple[PlanEntry, torch.Tensor]]:
-    for _, group in itertools.groupby(plan.entries, key=lambda entry: entry.layer):
-        entries = {(entry.projection, entry.kind): entry for entry in group}
-        for entry in entries.values():
-            checked(own_part(entry, read_target(entry.target)), entry.target, "the target")
-        theirs = {
-            name: checked(donor.tensor(entry.donor_key), entry.donor, "the donor")
-            for name, entry in entries.items()
-        }
-        # cropped, where the donor is wider
-        theirs = {n: theirs[n][tuple(slice(s) for s in e.shape)] for n, e in entries.items()}
-        if plan.align != "none":
-            from speechbrain_mam.merging.alignment import align_layer  # SciPy takes its time to load
-
-            ours = {n: own_part(e, read_target(e.target)).cpu() for n, e in entries.items()}
-            theirs = align_layer(ours, theirs, plan.target_heads, plan.align == "rotation")
-        factor = 1.0
-        for name, entry in entries.items():
-            if plan.donor_scale == "match_norm":
-                if entry.kind == "weight":
-                    # A projection's bias is scaled by its weight's factor, so that the donor's
-                    # x ↦ W·x + b is scaled as a whole.
-                    ours_now = own_part(entry, read_target(entry.target))
-                    factor = norm_ratio(ours_now, theirs[name], entry.donor)
-                theirs[name] = theirs[name] * factor
-                checked_result(theirs[name], entry.donor)
-            yield entry, theirs[name]
+from speechbrain_mam.merging.arithmetic import linear
+from speechbrain_mam.merging.plan import MergePlan, PlanEntry
+from speechbrain_mam.merging.prepare import donor_tensors, own_part
+from speechbrain_mam.tensor_checks import checked_result
 
 
 class Merge:

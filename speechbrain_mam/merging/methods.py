@@ -24,8 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from speechbrain_mam.options import one_of
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.errors import MAMError, one_of
 
 if TYPE_CHECKING:
     from torch import Tensor

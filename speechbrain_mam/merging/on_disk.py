@@ -9,10 +9,12 @@ from collections.abc import Mapping
 
 import torch
 
-from speechbrain_mam.donors.donor import ModelFolder, TensorKey, fingerprint
-from speechbrain_mam.merging.apply import donor_tensors, linear, own_part
-from speechbrain_mam.merging.planner import MergePlan
+from speechbrain_mam.donors.donor import TensorKey, fingerprint
+from speechbrain_mam.merging.arithmetic import linear
+from speechbrain_mam.merging.plan import MergePlan
+from speechbrain_mam.merging.prepare import donor_tensors, own_part
 from speechbrain_mam.merging.tensor_file import TensorFile
+from speechbrain_mam.model_files.folder import ModelFolder
 
 
 class _FolderSource:

@@ -1,7 +1,7 @@
 """make_plan: checks everything that a merge needs, and lists every tensor that it will touch.
 
-A plan is made from two :class:`~speechbrain_mam.architectures.index.AttentionIndex` (live models or files
-alike), is immutable, and prints as a table. Nothing is merged without one.
+A plan is made from two :class:`~speechbrain_mam.architectures.index.AttentionIndex`
+(live models or files alike), is immutable, and prints as a table. Nothing is merged without one.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from speechbrain_mam.architectures.index import KINDS, AttentionIndex, TensorRef
+from speechbrain_mam.errors import MAMError, one_of
+from speechbrain_mam.merging.methods import METHODS, MergeMethod, method_named
+from speechbrain_mam.merging.plan import MergePlan, PlanEntry
 from speechbrain_mam.options import (
     Lam,
     LayerChoice,
     map_layers,
-    one_of,
     parse_lam,
     parse_layers,
     parse_projections,
 )
-from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merging.plan import MergePlan as MergePlan
-from speechbrain_mam.merging.plan import PlanEntry as PlanEntry
-from speechbrain_mam.merging.methods import METHODS, MergeMethod, method_named
 
 BIAS_POLICIES = ("where_both", "merge", "keep")
 DONOR_SCALES = ("none", "match_norm")

@@ -23,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from speechbrain_mam.architectures.index import TensorRef
-from speechbrain_mam.donors.donor import ModelFolder, add_to_fingerprint
-from speechbrain_mam.errors import MAMError
 from speechbrain_mam.atomic import carry_along
+from speechbrain_mam.donors.donor import add_to_fingerprint
+from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.methods import method_named
-from speechbrain_mam.merging.planner import MergePlan, PlanEntry
+from speechbrain_mam.merging.plan import MergePlan, PlanEntry
+from speechbrain_mam.model_files.folder import ModelFolder
 from speechbrain_mam.tensor_checks import SHORT_NAMES, check_finite, check_type, checked_result
 
 Array = npt.NDArray[np.floating[Any]]
@@ -116,7 +117,7 @@ def _round_to_bfloat16(values: Array) -> npt.NDArray[np.unsignedinteger[Any]]:
 
 
 def mix(target: Array, donor: Array, lam: float) -> Array:
-    """λ · target + (1 − λ) · donor, with the bits of :func:`speechbrain_mam.merging.apply.linear`.
+    """λ · target + (1 − λ) · donor, to the bit as in :mod:`speechbrain_mam.merging.arithmetic`.
 
     ``torch.lerp`` starts from the nearer end and rounds its multiply-add once (FMA). NumPy has no
     FMA, but float64 holds the product of two float32 exactly.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechbrain_mam.donors.donor import DonorFolder
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.model_files.folder import DonorFolder
 from speechbrain_mam.model_files.read import load_checkpoint, state_dict, stored_as
 from speechbrain_mam.model_files.weight_files import WeightFiles
 

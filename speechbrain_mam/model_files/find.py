@@ -229,3 +229,31 @@ def _from_wheel(name: str, wheel: Wheel) -> Path | None:
         )
     logger.info("%s is read from the installed wheel %s", name, wheel.distribution)
     return file if wheel.config else file.parent
+
+
+def find_offline(name: str, files: tuple[str, ...] = (".safetensors", ".onnx")) -> Path | None:
+    """What :func:`resolve_model` gives, or None if it would ask the Hub.
+
+    Arguments
+    ---------
+    name : str
+        A local folder or file, an embedded model, or a name on the Hub.
+    files : tuple of str
+        Kinds of single files that will do instead of a folder.
+
+    Raises
+    ------
+    MAMError
+        If a wheel that should carry it holds another file.
+
+    Example
+    -------
+    >>> find_offline("speechbrain_mam/hubert-mini").name, find_offline("no/such-model")
+    ('hubert_mini', None)
+    """
+    try:
+        return look_here(name, files)[0]
+    except MAMError:
+        if name in WHEELS:
+            raise
+        return None

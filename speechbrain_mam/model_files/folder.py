@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from speechbrain_mam.architectures.registry import Architecture
-from speechbrain_mam.architectures.index import AttentionIndex, TensorRef, architecture, index_attention
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.architectures.index import (
+    AttentionIndex,
+    TensorRef,
+    architecture,
+    index_attention,
+)
 from speechbrain_mam.architectures.names import check_role, choose_tower
+from speechbrain_mam.architectures.registry import Architecture
+from speechbrain_mam.errors import MAMError
 from speechbrain_mam.model_files.read import load_bin, read_json, tensors_in
-from speechbrain_mam.tensor_checks import check_type, checked
 from speechbrain_mam.model_files.weight_files import WeightFiles, weight_files
+from speechbrain_mam.tensor_checks import check_type, checked
 
 if TYPE_CHECKING:
     import torch
@@ -172,3 +177,13 @@ class ModelFolder:
 @lru_cache(maxsize=64)
 def _say_once(note: str) -> None:
     logger.warning("%s", note)
+
+
+class DonorFolder(ModelFolder):
+    """A model that is only read. Of several towers, ``tower`` names the one that is meant."""
+
+    tower: str | None = None
+
+    def attention(self) -> AttentionIndex:
+        """Where the self-attention of this model, or of its chosen tower, is."""
+        return self._attention("donor", self.tower)

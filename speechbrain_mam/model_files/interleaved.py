@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from speechbrain_mam.donors.donor import DonorFolder
-from speechbrain_mam.errors import MAMError
 from speechbrain_mam.architectures.names import Names, part_name
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.model_files.folder import DonorFolder
 
 if TYPE_CHECKING:
     import torch

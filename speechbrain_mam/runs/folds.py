@@ -11,9 +11,10 @@ from typing import Any
 
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.report.plots import plot_confusion, write_beside
 from speechbrain_mam.report import write_report
+from speechbrain_mam.report.plots import plot_confusion
 
 logger = get_logger(__name__)
 

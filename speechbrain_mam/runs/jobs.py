@@ -16,8 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.report.plots import write_beside
 
 LOG_LINES_SHOWN = 20
 _POLL_S = 0.5

@@ -13,16 +13,16 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from tqdm import tqdm
 
-from speechbrain_mam.tasks.asr_data import check_recordings, speech_dataset
 from speechbrain_mam.architectures.index import find_attention
-from speechbrain_mam.tasks.batches import kept
 from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.tasks.finite import check_outputs
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-from speechbrain_mam.runs.place import place
 from speechbrain_mam.merging.planner import make_plan
+from speechbrain_mam.runs.place import place
 from speechbrain_mam.search.probe import Probe, probe
+from speechbrain_mam.tasks.asr_data import check_recordings, speech_dataset
+from speechbrain_mam.tasks.finite import check_outputs
+from speechbrain_mam.tasks.task import kept
 
 
 def probe_manifest(

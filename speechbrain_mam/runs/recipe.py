@@ -17,17 +17,17 @@ from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 from speechbrain.utils.train_logger import TensorboardLogger
-
-from speechbrain_mam.tasks.asr_data import train_loader_options
-from speechbrain_mam.brain.brain import MAMBrain
 from tools.embedded.corpora import mini_corpus
+
+from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.brain.brain import MAMBrain
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.runs.option_checks import check_ranges
-from speechbrain_mam.report.plots import write_beside
 from speechbrain_mam.report import write_report
-from speechbrain_mam.tasks.task import TaskBrain
+from speechbrain_mam.runs.option_checks import check_ranges
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
 from speechbrain_mam.runs.zeroshot import read_search, search_and_test
+from speechbrain_mam.tasks.asr_data import train_loader_options
+from speechbrain_mam.tasks.task import TaskBrain
 
 logger = get_logger(__name__)
 

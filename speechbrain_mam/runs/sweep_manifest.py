@@ -11,13 +11,11 @@ from typing import Any
 import speechbrain as sb
 import torch
 
-from speechbrain_mam.runs.probe_manifest import manifest_batches
-from speechbrain_mam.tasks.batches import kept
-from speechbrain_mam.options import one_of
-from speechbrain_mam.tasks.finite import check_outputs
+from speechbrain_mam.errors import one_of
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.runs.place import Place, place
+from speechbrain_mam.runs.probe_manifest import manifest_batches
 from speechbrain_mam.search.grid import (
     SWEEP_CONTROLS,
     Point,
@@ -29,6 +27,8 @@ from speechbrain_mam.search.grid import (
     points_of,
 )
 from speechbrain_mam.search.sweep import Around, Sweep
+from speechbrain_mam.tasks.finite import check_outputs
+from speechbrain_mam.tasks.task import kept
 
 
 @dataclass(frozen=True)

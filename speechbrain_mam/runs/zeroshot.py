@@ -15,8 +15,7 @@ from typing import Any
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.search.identity import circumstances
-from speechbrain_mam.report.plots import write_beside
+from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.search.grid import (
     Point,
     Scored,
@@ -29,6 +28,7 @@ from speechbrain_mam.search.grid import (
     parse_subsets,
     points_of,
 )
+from speechbrain_mam.search.identity import circumstances
 from speechbrain_mam.search.probe import Probe, probe
 from speechbrain_mam.search.sweep import Sweep, greedy
 from speechbrain_mam.tasks.task import TaskBrain

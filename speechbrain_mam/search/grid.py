@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
-from speechbrain_mam.options import in_brackets, one_of, parse_layers, shares
 from speechbrain_mam.donors.controls import CONTROLS
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.errors import MAMError, one_of
+from speechbrain_mam.options import in_brackets, parse_layers, shares
 
 SWEEP_CONTROLS = (*CONTROLS, "match_norm")
 

@@ -12,7 +12,7 @@ import transformers
 from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
 
-from speechbrain_mam import __version__
+from speechbrain_mam.version import __version__
 
 NO_SETTINGS = ("training", "name_or_path")
 """What is noted in a module and changes nothing that a model in evaluation mode computes."""

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from speechbrain_mam.architectures.index import AttentionIndex, find_attention
+from speechbrain_mam.architectures.index import find_attention, layer_path
 from speechbrain_mam.errors import MAMError
 
 
@@ -217,17 +217,3 @@ def _inputs(
     rest = {name: value for name, value in kwargs.items() if name not in masks}
     args, rest = pytree.tree_map_only(Tensor, visit, (args, rest))
     return found, (args, {**rest, **masks})
-
-
-def layer_path(index: AttentionIndex, layer: int) -> str:
-    """Path of a whole layer from the target on.
-
-    Example
-    -------
-    >>> from speechbrain_mam import Donor
-    >>> layer_path(Donor("speechbrain_mam/hubert-mini").index, 3)
-    'hubert.encoder.layers.3'
-    """
-    name = index.tensors[layer, "query", "weight"].name[len(index.prefix) :]
-    before, _, _ = name.partition(f".{layer}.")
-    return f"{index.prefix}{before}.{layer}"

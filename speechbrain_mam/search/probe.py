@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from speechbrain_mam.architectures.index import find_attention
 from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merging.apply import donor_tensors, first_step, own_part
-from speechbrain_mam.merging.planner import MergePlan
+from speechbrain_mam.merging.arithmetic import first_step
+from speechbrain_mam.merging.plan import MergePlan
+from speechbrain_mam.merging.prepare import donor_tensors, own_part
 
 
 @dataclass(frozen=True)

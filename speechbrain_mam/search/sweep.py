@@ -1,8 +1,9 @@
 """The λ sweep: many merges of one model, evaluated on validation data without training anything.
 
 The model is loaded once, each point changes Q, K and V in place and is taken back bit for bit, and
-what lies below the first merged layer is computed once (:mod:`speechbrain_mam.search.prefix_cache`). The
-figures are those of each point evaluated from scratch, to the bit.
+what lies below the first merged layer is computed once
+(:mod:`speechbrain_mam.search.prefix_cache`). The figures are those of each point evaluated from
+scratch, to the bit.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from speechbrain_mam.options import parse_projections
+from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.donors.controls import DRAWN
 from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.search.identity import differences, settings_sha256, weights_sha256
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.report.plots import write_beside
+from speechbrain_mam.options import parse_projections
 from speechbrain_mam.search.grid import Point, Scored
+from speechbrain_mam.search.identity import differences, settings_sha256, weights_sha256
 from speechbrain_mam.search.prefix_cache import PrefixCache
 
 Around = Callable[[int], AbstractContextManager]
@@ -53,8 +54,8 @@ class Sweep:
         What else the figures hang on, by what it is; see
         :func:`~speechbrain_mam.search.identity.circumstances`.
     cache_mb, cache_folder
-        See :class:`~speechbrain_mam.search.prefix_cache.PrefixCache`; ``cache_mb`` 0 without a folder computes
-        everything anew at each point.
+        See :class:`~speechbrain_mam.search.prefix_cache.PrefixCache`; ``cache_mb`` 0 without a
+        folder computes everything anew at each point.
     progress : bool
         Whether to show a progress bar.
 

@@ -12,9 +12,9 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.tasks.audio import load_audio, sort_by_duration
 from speechbrain_mam.tasks.corpus import normalize_text
-from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.tasks.manifest import read_manifest
 from speechbrain_mam.tasks.recordings import check_audio
 
@@ -69,7 +69,7 @@ def check_recordings(dataset: DynamicItemDataset, manifest: Path) -> None:
     Raises
     ------
     MAMError
-        For the first one that cannot be used (:func:`~speechbrain_mam.tasks.recordings.check_audio`).
+        For the first that cannot be used (:func:`~speechbrain_mam.tasks.recordings.check_audio`).
     """
     for name, row in dataset.data.items():
         check_audio(Path(row["wav"]), _where(name, manifest))

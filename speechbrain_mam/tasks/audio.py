@@ -9,7 +9,7 @@ import torchaudio
 from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from speechbrain_mam.options import one_of
+from speechbrain_mam.errors import one_of
 from speechbrain_mam.tasks.recordings import check_samples
 
 

@@ -15,11 +15,10 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch import Tensor
 
-from speechbrain_mam.tasks.clips import layer_groups, mean_feature, mixup, roll
+from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.tasks.clips import fit_linear_probe, layer_groups, mean_feature, mixup, roll
 from speechbrain_mam.tasks.finite import check_outputs
-from speechbrain_mam.tasks.linear_probe import fit_linear_probe
-from speechbrain_mam.report.plots import write_beside
 from speechbrain_mam.tasks.task import TaskBrain
 
 logger = get_logger(__name__)

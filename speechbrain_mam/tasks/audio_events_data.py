@@ -12,9 +12,9 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from speechbrain_mam.tasks.audio import load_audio, sort_by_duration
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.beats import BEATsEncoder
+from speechbrain_mam.tasks.audio import load_audio, sort_by_duration
 
 SPLITS = ("train", "valid", "test")
 

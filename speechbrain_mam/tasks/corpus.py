@@ -14,9 +14,9 @@ from typing import Any
 
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
-from speechbrain_mam.report.plots import write_beside
 from speechbrain_mam.tasks.recordings import check_audio
 
 logger = get_logger(__name__)

@@ -5,6 +5,7 @@ A task adds what its model computes and what counts as an error.
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,15 +19,14 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_mam.tasks.batches import kept
+from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.brain.brain import MAMBrain
-from speechbrain_mam.tasks.finite import TrainLosses
-from speechbrain_mam.report.plots import write_beside
 from speechbrain_mam.search.sweep import Around
+from speechbrain_mam.tasks.finite import TrainLosses
 
 
 class TaskBrain(MAMBrain, ABC):
-    """A :class:`~speechbrain_mam.brain.brain.MAMBrain` with an error rate, which chooses the checkpoint.
+    """A :class:`~speechbrain_mam.MAMBrain` with an error rate, which chooses the checkpoint.
 
     A subclass defines :meth:`compute_forward` and :meth:`compute_objectives`, as of any Brain, and
     the abstract methods here.
@@ -182,3 +182,20 @@ class TaskBrain(MAMBrain, ABC):
         else:
             self.evaluate(test_set, min_key=self.metric, test_loader_kwargs=kwargs)
         return self.test_results[name]
+
+
+def kept(batch: PaddedBatch) -> PaddedBatch:
+    """A batch to work with, in the place of one that is kept.
+
+    ``PaddedBatch.to`` moves a batch in place: a whole set would stay on the GPU, and be there still
+    when the next pass runs elsewhere. The copy shares the tensors.
+
+    Example
+    -------
+    >>> import torch
+    >>> batch = PaddedBatch([{"id": "a", "sig": torch.zeros(2)}])
+    >>> moved = kept(batch).to(torch.float64)
+    >>> moved.sig.data.dtype, batch.sig.data.dtype
+    (torch.float64, torch.float32)
+    """
+    return copy.copy(batch)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.merging.apply import donor_parts, donor_tensors
 from speechbrain_mam.merging.methods import METHODS
-from speechbrain_mam.merging.planner import MergePlan, PlanEntry
+from speechbrain_mam.merging.plan import MergePlan, PlanEntry
+from speechbrain_mam.merging.prepare import donor_parts, donor_tensors
 from speechbrain_mam.testing.settings import Setting
 
 

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tools.embedded.corpora import mini_corpus
 
 from speechbrain_mam.embedded import train_beats_mini
+from speechbrain_mam.lobes.beats import BEATsEncoder
+from speechbrain_mam.lobes.beats_model import checkpoint_file
 from tools.embedded.beats_mini_files import label_of, qt_resources, recordings
 from tools.embedded.beats_mini_model import (
     CFG,
@@ -23,15 +26,12 @@ from tools.embedded.beats_mini_model import (
     to_patches,
 )
 from tools.embedded.beats_mini_targets import Quantizer, teacher_rows
-from tools.embedded.corpora import mini_corpus
 from tools.embedded.evaluate_beats_mini import (
     clip_features,
     fold_accuracies,
     read_corpus,
 )
 from tools.embedded.make_training_sounds import Sounds, load_recordings, make_clip
-from speechbrain_mam.lobes.beats import BEATsEncoder
-from speechbrain_mam.lobes.beats_model import checkpoint_file
 
 NAME = "speechbrain_mam/beats-mini"
 TINY = CFG | {

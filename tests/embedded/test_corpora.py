@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import soundfile
 from conftest import expanded_corpus
+from tools.embedded.corpora import cache_folder, mini_corpus
 
 from speechbrain_mam.embedded import corpora
-from tools.embedded.corpora import cache_folder, mini_corpus
 
 ARCHIVE = Path(corpora.__file__).parent / "data" / "mini_ljspeech.tar"
 

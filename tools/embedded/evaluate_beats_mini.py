@@ -15,13 +15,12 @@ import csv
 from pathlib import Path
 
 import torch
+from tools.embedded.corpora import mini_corpus
 from torch import Tensor
 
-from speechbrain_mam.tasks.audio import load_audio
-from speechbrain_mam.tasks.clips import mean_feature
-from tools.embedded.corpora import mini_corpus
-from speechbrain_mam.tasks.linear_probe import fit_linear_probe
 from speechbrain_mam.lobes.beats import BEATsEncoder
+from speechbrain_mam.tasks.audio import load_audio
+from speechbrain_mam.tasks.clips import fit_linear_probe, mean_feature
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 

@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from tools.embedded.corpora import mini_corpus
 from torch import Tensor
 
 from tools.embedded.beats_mini_files import Recording, recordings
 from tools.embedded.beats_mini_model import CLIP_SAMPLES
 from tools.embedded.beats_mini_targets import teacher_rows
-from tools.embedded.corpora import mini_corpus
 from tools.embedded.sound_scenes import background, microphone, training_sounds
 from tools.embedded.sound_tools import RATE_HZ, Rng, log_uniform, loudness, reverberate
 from tools.embedded.whisper_init import WhisperTeacher

@@ -28,6 +28,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from speechbrain_mam.runs.place import fast_precision
 from tools.embedded.beats_mini_model import (
     FBANK_MEAN,
     FBANK_STD,
@@ -39,7 +40,6 @@ from tools.embedded.beats_mini_model import (
     to_patches,
 )
 from tools.embedded.beats_mini_targets import Heads, Quantizer
-from speechbrain_mam.runs.precision import fast_precision
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from torch import Tensor
 from transformers import HubertForCTC
 
+from speechbrain_mam.runs.place import fast_precision
 from tools.embedded.hubert_mini_data import (
     ShortFirstSampler,
     make_augmenter,
@@ -43,7 +44,6 @@ from tools.embedded.hubert_mini_model import (
 )
 from tools.embedded.whisper_init import WhisperTeacher, load_encoder_layers
 from tools.embedded.whisper_positions import hold_positions, place_positions
-from speechbrain_mam.runs.precision import fast_precision
 
 logger = logging.getLogger(__name__)
 
