@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import HubertConfig, HubertForCTC, Wav2Vec2FeatureExtractor
 
-from speechbrain_mam.architectures.index import architecture, find_attention, index_attention
+from speechbrain_mam.architectures.index import index_attention
+from speechbrain_mam.architectures.live import find_attention
+from speechbrain_mam.architectures.registry import architecture
 from speechbrain_mam.donors.donor import TensorKey
 from speechbrain_mam.learning.learnable import LearnableMAM
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC

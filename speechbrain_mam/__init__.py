@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from speechbrain_mam.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from speechbrain_mam.architectures.index import find_attention, index_attention
+    from speechbrain_mam.architectures.index import index_attention
+    from speechbrain_mam.architectures.live import find_attention
     from speechbrain_mam.architectures.registry import (
         ARCHITECTURES,
         Architecture,
@@ -55,7 +56,7 @@ _MODULES = {
     "Merge": "merging.apply",
     "MergePlan": "merging.plan",
     "MergedLinear": "learning.linear",
-    "find_attention": "architectures.index",
+    "find_attention": "architectures.live",
     "index_attention": "architectures.index",
     "make_plan": "merging.planner",
     "register_architecture": "architectures.registry",

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.donors.controls import CONTROLS, controlled
 from speechbrain_mam.donors.donor import Donor, TensorSource, fingerprint
 from speechbrain_mam.donors.mix import DonorMix

@@ -13,7 +13,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from torch import nn
 
 from speechbrain_mam import MAM, Donor, recipe
-from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.merging.planner import make_plan
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
 from speechbrain_mam.runs.zeroshot import read_search

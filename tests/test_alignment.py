@@ -9,7 +9,7 @@ from transformers import BertModel
 
 from speechbrain_mam import Donor, LearnableMAM, MAMError, Merge, find_attention, make_plan
 from speechbrain_mam.merging.alignment import align_layer, match_heads
-from speechbrain_mam.merging.tensor_file import merge_folders
+from speechbrain_mam.merging.on_disk import merge_folders
 from speechbrain_mam.model_files.folder import ModelFolder
 
 HEADS, WIDTH = 4, 16

@@ -5,7 +5,8 @@ import torch
 from conftest import FAMILIES, build_speech_model
 
 from speechbrain_mam import MAMError, find_attention, index_attention
-from speechbrain_mam.architectures.index import ARCHITECTURES, PROJECTIONS, architecture
+from speechbrain_mam.architectures.index import PROJECTIONS
+from speechbrain_mam.architectures.registry import ARCHITECTURES, architecture
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 
 

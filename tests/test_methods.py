@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from speechbrain_mam import Donor, LearnableMAM, MAMError, Merge, find_attention, make_plan
 from speechbrain_mam.merging.arithmetic import linear as merge_tensors
 from speechbrain_mam.merging.methods import METHODS, merge_method
-from speechbrain_mam.merging.tensor_file import merge_folders
+from speechbrain_mam.merging.on_disk import merge_folders
 from speechbrain_mam.model_files.folder import ModelFolder
 
 WAV = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))

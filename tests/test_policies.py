@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from speechbrain_mam import Donor, LearnableMAM, MAMError, Merge, find_attention, make_plan
-from speechbrain_mam.merging.tensor_file import merge_folders
+from speechbrain_mam.merging.on_disk import merge_folders
 from speechbrain_mam.model_files.folder import ModelFolder
 from speechbrain_mam.options import parse_lam
 

@@ -16,8 +16,8 @@ from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.report import make_report, write_report
 from speechbrain_mam.report.document import Items, Text
 from speechbrain_mam.report.figures import plot_sweep
-from speechbrain_mam.report.runs import read_run, read_runs
-from speechbrain_mam.report.systems import group
+from speechbrain_mam.results.runs import read_run, read_runs
+from speechbrain_mam.results.systems import group
 
 FAST = 499  # resamples
 

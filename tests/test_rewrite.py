@@ -15,15 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.apply import Merge
 from speechbrain_mam.merging.arithmetic import linear
+from speechbrain_mam.merging.on_disk import merge_folders
 from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.planner import make_plan
 from speechbrain_mam.merging.prepare import donor_tensors
-from speechbrain_mam.merging.tensor_file import TensorFile, _round_ties, merge_folders, mix
+from speechbrain_mam.merging.tensor_file import TensorFile, _round_ties, mix
 from speechbrain_mam.model_files.folder import ModelFolder
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]

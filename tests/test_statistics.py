@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.report.comparisons import (
+from speechbrain_mam.results.comparisons import (
     compare,
     direction,
     mean_and_sd,
     seed_interval,
     verdict,
 )
-from speechbrain_mam.report.statistics import (
+from speechbrain_mam.results.statistics import (
     Comparison,
     ErrorCounts,
     Interval,

@@ -21,23 +21,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from speechbrain_mam.architectures.names import (
     Names,
-    check_role,
-    choose_tower,
     closest,
     example_name,
 )
-from speechbrain_mam.architectures.registry import ARCHITECTURES as ARCHITECTURES
-from speechbrain_mam.architectures.registry import Architecture, nearest_model_types
+from speechbrain_mam.architectures.registry import Architecture
 from speechbrain_mam.architectures.registry import architecture as architecture
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.tensor_checks import check_plain
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 PROJECTIONS = ("query", "key", "value", "output")
 KINDS = ("weight", "bias")
@@ -174,89 +170,6 @@ def index_attention(
     return AttentionIndex(row, len(places), heads, hidden_size, prefix, tensors)
 
 
-def find_attention(target: torch.nn.Module) -> AttentionIndex:
-    """Find the one supported encoder inside any module.
-
-    The module may be the encoder itself, a model with a head, a SpeechBrain lobe or a
-    ``ModuleList`` around one of them. Names in the result are paths from ``target`` on, so
-    ``target.get_parameter(ref.name)`` works.
-
-    Raises
-    ------
-    MAMError
-        If no part of ``target`` is a supported encoder (by its ``config.model_type`` or its
-        class), if two are, or if it is of a family that can only be a donor.
-
-    Example
-    -------
-    >>> import torch
-    >>> from transformers import HubertConfig, HubertModel
-    >>> tiny = HubertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
-    ...     intermediate_size=8, conv_dim=(8,), conv_kernel=(4,), conv_stride=(4,),
-    ...     num_feat_extract_layers=1, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
-    >>> index = find_attention(torch.nn.ModuleList([HubertModel(tiny)]))
-    >>> index.architecture.name, index.num_layers, index.heads, index.prefix
-    ('HuBERT', 2, 2, '0.')
-    """
-    owners: list[tuple[str, Any, Architecture]] = []
-    types_seen = set()
-    for name, module in target.named_modules():
-        model_type = getattr(getattr(module, "config", None), "model_type", None)
-        row = _row_of(module, model_type)
-        if any(_inside(name, outer) for outer, _, _ in owners):
-            continue
-        if row is not None:
-            owners.append((name, module, row))
-        elif model_type is not None:
-            types_seen.add(model_type)
-    what = type(target).__name__
-    if not owners:
-        raise _nothing_supported(what, types_seen)
-    if len(owners) > 1:
-        raise MAMError(
-            f"{what} holds {len(owners)} supported encoders "
-            f"({', '.join(repr(name) for name, _, _ in owners)}): pass the one that is meant as "
-            "target"
-        )
-    ((path, owner, row),) = owners
-    check_role(row, "target", what)
-    below = f"{path}." if path else ""
-    shapes = {below + name: tuple(p.shape) for name, p in owner.named_parameters()}
-    shapes, tower = choose_tower(shapes, row, None, what)
-    source: Any = owner if row.classes else owner.config
-    source = getattr(source, f"{tower}_config", source)
-    for step in row.heads.split("."):
-        source = getattr(source, step, None)
-    index = index_attention(shapes, row, None if source is None else int(source), where=what)
-    parameters = dict(target.named_parameters())
-    for (_, projection, _), ref in index.tensors.items():
-        if projection != "output":  # which most merges leave alone; the merge itself sees to it
-            check_plain(parameters[ref.name], ref.name, what)
-    return index
-
-
-def _row_of(module: torch.nn.Module, model_type: str | None) -> Architecture | None:
-    """The table's row for a live module. By the name of its class, so that none is imported."""
-    classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
-    for row in ARCHITECTURES:
-        if model_type in row.model_types or not classes.isdisjoint(row.classes):
-            return row
-    return None
-
-
-def _nothing_supported(what: str, types_seen: set[str]) -> MAMError:
-    seen = ""
-    if types_seen:
-        seen = f"; model types seen: {', '.join(sorted(types_seen))}"
-        seen += "".join(nearest_model_types(name) for name in sorted(types_seen))
-    types = ", ".join(name for row in ARCHITECTURES for name in row.model_types)
-    classes = ", ".join(name for row in ARCHITECTURES for name in row.classes)
-    return MAMError(
-        f"{what} holds no supported encoder: no part of it has a config with one of the "
-        f"model types {types}, or is a {classes}{seen}. Check the key 'target' of your MAM"
-    )
-
-
 def _places(
     found: set[tuple[int, int]], row: Architecture, repeats: int | None, where: str
 ) -> list[tuple[int, int]]:
@@ -289,10 +202,6 @@ def _refs(
         projection: TensorRef(name, (size, *shape[1:]), (i * size, (i + 1) * size))
         for i, projection in enumerate(projections)
     }
-
-
-def _inside(name: str, outer: str) -> bool:
-    return outer == "" or name == outer or name.startswith(outer + ".")
 
 
 def layer_path(index: AttentionIndex, layer: int) -> str:

@@ -19,7 +19,7 @@ from speechbrain.utils.train_logger import FileTrainLogger, TrainLogger
 from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.brain.checkpoints import check_settings, describe
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.report.plots import plot_lambdas
+from speechbrain_mam.report.lambda_map import plot_lambdas
 
 
 @register_checkpoint_hooks

@@ -106,7 +106,7 @@ def probe_command(options: argparse.Namespace) -> None:
 def sweep_command(options: argparse.Namespace) -> None:
     """``speechbrain-mam sweep``: print the table, draw the curves."""
     from speechbrain_mam.report.figures import plot_sweep
-    from speechbrain_mam.report.search_results import read_sweep
+    from speechbrain_mam.results.search_results import read_sweep
     from speechbrain_mam.runs.sweep_manifest import sweep_manifest
 
     _hide_loading()

@@ -15,9 +15,9 @@ from speechbrain_mam.cli.parser import (
     add_output,
     add_verb,
 )
+from speechbrain_mam.merging.on_disk import merge_folders
 from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.planner import make_plan
-from speechbrain_mam.merging.tensor_file import merge_folders
 from speechbrain_mam.model_files.find import resolve_model
 from speechbrain_mam.model_files.folder import ModelFolder
 from speechbrain_mam.model_files.open_donor import open_donor

@@ -15,7 +15,7 @@ import yaml
 from speechbrain_mam.export.run import FinishedRun
 from speechbrain_mam.model_files.find import WHEELS, find_offline
 from speechbrain_mam.model_files.read import read_json
-from speechbrain_mam.report.statistics import ErrorCounts, Interval, rate_interval
+from speechbrain_mam.results.statistics import ErrorCounts, Interval, rate_interval
 from speechbrain_mam.version import __version__
 
 UNKNOWN = "unknown"

@@ -14,7 +14,7 @@ from speechbrain_mam.learning.linear import MergedModule
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.model_files.read import load_checkpoint
-from speechbrain_mam.report.fields import get, load
+from speechbrain_mam.results.fields import get, load
 from speechbrain_mam.tasks.asr import ASR
 from speechbrain_mam.tasks.audio_events import CLASSIFIER_FILE, AudioEvents
 from speechbrain_mam.tasks.task import TaskBrain

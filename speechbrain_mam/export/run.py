@@ -19,8 +19,8 @@ from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.merging.methods import METHODS
-from speechbrain_mam.report.fields import load
-from speechbrain_mam.report.runs import read_run
+from speechbrain_mam.results.fields import load
+from speechbrain_mam.results.runs import read_run
 from speechbrain_mam.tasks.audio_events import AudioEvents
 from speechbrain_mam.tasks.audio_events_data import class_names
 from speechbrain_mam.tasks.task import TaskBrain

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.errors import MAMError

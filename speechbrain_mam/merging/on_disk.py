@@ -1,57 +1,150 @@
-"""The merges on files that NumPy is not enough for: other methods, alignment, crops, fused targets.
+"""A merge from folder to folder, in which only the bytes of the plan's tensors change.
 
-They are the live merge's own functions, on tensors that are read from the files.
+    W = λ · W_target + (1 − λ) · W_donor
+
+The target's files are copied, and in the copy the tensors of the plan are overwritten where they
+lie, one at a time (:mod:`speechbrain_mam.merging.tensor_file`). NumPy does the arithmetic of the
+paper's merge; torch is loaded only for what NumPy is not enough for, or to read a ``.bin``.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 
-import torch
+import numpy as np
 
-from speechbrain_mam.donors.donor import TensorKey, fingerprint
-from speechbrain_mam.merging.arithmetic import linear
-from speechbrain_mam.merging.plan import MergePlan
-from speechbrain_mam.merging.prepare import donor_tensors, own_part
-from speechbrain_mam.merging.tensor_file import TensorFile
+from speechbrain_mam.architectures.index import TensorRef
+from speechbrain_mam.atomic import carry_along
+from speechbrain_mam.donors.donor import add_to_fingerprint
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.merging.methods import method_named
+from speechbrain_mam.merging.plan import MergePlan, PlanEntry
+from speechbrain_mam.merging.tensor_file import Array, TensorFile, mix
 from speechbrain_mam.model_files.folder import ModelFolder
 
 
-class _FolderSource:
-    """A model folder's self-attention, as :class:`~speechbrain_mam.donors.donor.Donor` gives it."""
+def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out: Path) -> None:
+    """Write the merged model, with everything that lies beside the target's weights, into ``out``.
 
-    def __init__(self, folder: ModelFolder):
-        self.folder, self.index = folder, folder.attention()
-
-    def tensor(self, key: TensorKey) -> torch.Tensor:
-        return self.folder.values(self.index.tensors[key])
-
-
-def rewrite_any(plan: MergePlan, files: Mapping[str, TensorFile | None], donor: ModelFolder) -> str:
-    """Overwrite the plan's tensors in ``files``, which are open; the donor's fingerprint.
+    ``out`` also gets ``mam_plan.json``: the plan, and the SHA-256 of the donor's tensors
+    (:meth:`speechbrain_mam.donors.donor.Donor.fingerprint`).
 
     Arguments
     ---------
     plan : MergePlan
-        Any plan.
-    files : mapping
-        The file of each of the target's tensors.
-    donor : ModelFolder
+        Made from ``target.attention()`` and ``donor.attention()``.
+    target, donor : ModelFolder
         Only read.
+    out : Path
+        An empty folder, such as :func:`~speechbrain_mam.atomic.new_folder` gives.
+
+    Raises
+    ------
+    MAMError
+        If a tensor is stored in a type that cannot be merged, or would not be finite.
+    OSError
+        If a file cannot be read or written.
     """
-    source = _FolderSource(donor)
+    carry_along(target.path, out, set(target.files.values()))
+    files = _copy_weights(target, out)
+    content = json.loads(plan.to_json()) | {"donor_sha256": _rewrite(plan, files, target, donor)}
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    (out / "mam_plan.json").write_text(text + "\n", encoding="utf-8")
 
-    def read(name: str) -> torch.Tensor:
-        file = files[name]
-        assert file is not None
-        return torch.from_numpy(file.read(name).copy()).reshape(file.shape(name))
 
-    for entry, theirs in donor_tensors(plan, source, read):
-        if entry.lam == 1:
-            continue
-        file, whole = files[entry.target], read(entry.target)
-        assert file is not None
-        ours = own_part(entry, whole)
-        ours.copy_(linear(ours, theirs, entry.lam, plan.method))
-        file.write(entry.target, whole.numpy().reshape(-1))
-    return fingerprint(source, [entry.donor_key for entry in plan.entries])
+def _copy_weights(target: ModelFolder, out: Path) -> dict[str, Path]:
+    """Copy the target's weights; where each of its tensors is now."""
+    sources = target.weight_files()
+    if sources[0].suffix != ".safetensors":
+        _save_as_safetensors(target, out / "model.safetensors")
+        return dict.fromkeys(target.files, out / "model.safetensors")
+    if target.weights.index is not None:  # one that was not followed is of other weights
+        sources.append(target.weights.index)
+    for source in sources:
+        if source.parent != target.path:
+            raise MAMError(f"'{target.path}': the shard '{source}' lies outside of the folder")
+        shutil.copyfile(source, out / source.name)
+    return {name: out / file.name for name, file in target.files.items()}
+
+
+def _save_as_safetensors(target: ModelFolder, file: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors, storages = {}, set()
+    for name in target.files:
+        tensor = target.read(name).contiguous()
+        if tensor.untyped_storage().data_ptr() in storages:
+            tensor = tensor.clone()  # safetensors has no tied weights: each name gets its own
+        storages.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _rewrite(
+    plan: MergePlan, files: Mapping[str, Path], target: ModelFolder, donor: ModelFolder
+) -> str:
+    """Overwrite the plan's tensors in ``files``; the donor's fingerprint."""
+    with ExitStack() as stack:
+        # TensorFile.write finds what is not finite and names it; NumPy would only warn
+        stack.enter_context(np.errstate(over="ignore", invalid="ignore"))
+        touched = sorted({files[entry.target] for entry in plan.entries})
+        read_from = {files[name]: file for name, file in target.files.items()}
+        ours = {f: stack.enter_context(TensorFile(f, "r+b", read_from[f])) for f in touched}
+        # float64's multiply-add is rounded once in PyTorch, and twice in NumPy
+        wide = any(target.types[entry.target] == "float64" for entry in plan.entries)
+        if wide or not _is_plain(plan):
+            from speechbrain_mam.merging.on_disk_with_torch import rewrite_any
+
+            return rewrite_any(plan, {name: ours.get(file) for name, file in files.items()}, donor)
+        digest = hashlib.sha256()
+        factors: dict[tuple[int, str], float] = {}
+        read = {file for file in donor.files.values() if file.suffix == ".safetensors"}
+        theirs = {file: stack.enter_context(TensorFile(file)) for file in sorted(read)}
+        for entry in plan.entries:
+            file = ours[files[entry.target]]
+            ours_now = file.read(entry.target)
+            source = theirs.get(donor.files[entry.donor])
+            values = source.read(entry.donor) if source else _read_other(donor, entry.donor)
+            if entry.donor_rows is not None:  # of a flat tensor
+                row = entry.shape[-1] if entry.kind == "weight" else 1
+                values = values[entry.donor_rows[0] * row : entry.donor_rows[1] * row]
+            add_to_fingerprint(digest, entry.donor_key, values.reshape(entry.shape))
+            if plan.donor_scale == "match_norm":
+                if entry.kind == "weight":
+                    factors[entry.layer, entry.projection] = _norm_ratio(ours_now, values, entry)
+                # a bias is scaled with its weight, so that x ↦ W·x + b is scaled as a whole
+                values = values * values.dtype.type(factors[entry.layer, entry.projection])
+            if entry.lam != 1:
+                file.write(entry.target, mix(ours_now, values, entry.lam))
+    return digest.hexdigest()
+
+
+def _is_plain(plan: MergePlan) -> bool:
+    """Whether NumPy does: whole tensors of the target, λ·T + (1 − λ)·D, nothing turned or cropped.
+
+    The rest takes torch, which is the larger part of a merge's memory and time.
+    """
+    whole = all(entry.target_rows is None for entry in plan.entries)
+    same = plan.align == "none" and plan.donor_width == plan.hidden_size
+    return whole and same and method_named(plan.method).is_linear
+
+
+def _read_other(donor: ModelFolder, name: str) -> Array:
+    values: Array = donor.values(TensorRef(name, donor.shapes[name])).numpy().reshape(-1)
+    return values
+
+
+def _norm_ratio(target: Array, donor: Array, entry: PlanEntry) -> float:
+    """‖target‖ / ‖donor‖ (Frobenius), the factor of ``donor_scale: match_norm``."""
+    norm = np.linalg.norm(donor.astype(np.float64))
+    if norm == 0:
+        raise MAMError(
+            f"key 'donor_scale': the donor's '{entry.donor}' is all zeros and cannot be scaled to "
+            "the target's norm; use 'none'"
+        )
+    return float(np.linalg.norm(target.astype(np.float64)) / norm)

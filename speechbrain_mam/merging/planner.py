@@ -81,7 +81,8 @@ def make_plan(
 
     Example
     -------
-    >>> from speechbrain_mam.architectures.index import architecture, index_attention
+    >>> from speechbrain_mam.architectures.index import index_attention
+    >>> from speechbrain_mam.architectures.registry import architecture
     >>> def tiny(family, layers, name, projections):
     ...     shapes = {name.format(i, p): (8, 8) for i in range(layers) for p in projections.split()}
     ...     return index_attention(shapes, architecture(family), heads=2)

@@ -10,25 +10,14 @@ its CUDA build) than the whole merge; torch is loaded only where a ``.bin`` has 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import struct
-from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from speechbrain_mam.architectures.index import TensorRef
-from speechbrain_mam.atomic import carry_along
-from speechbrain_mam.donors.donor import add_to_fingerprint
-from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merging.methods import method_named
-from speechbrain_mam.merging.plan import MergePlan, PlanEntry
-from speechbrain_mam.model_files.folder import ModelFolder
 from speechbrain_mam.tensor_checks import SHORT_NAMES, check_finite, check_type, checked_result
 
 Array = npt.NDArray[np.floating[Any]]
@@ -156,125 +145,3 @@ def _round_ties(mixed: Array, base: Array, step: Array) -> None:
     part = found - a
     error = (a - (found - part)) + (b - part)  # exact: Knuth's two-sum
     mixed[ties] = np.where(error == 0, found, np.nextafter(found, np.copysign(np.inf, error)))
-
-
-def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out: Path) -> None:
-    """Write the merged model, with everything that lies beside the target's weights, into ``out``.
-
-    ``out`` also gets ``mam_plan.json``: the plan, and the SHA-256 of the donor's tensors
-    (:meth:`speechbrain_mam.donors.donor.Donor.fingerprint`).
-
-    Arguments
-    ---------
-    plan : MergePlan
-        Made from ``target.attention()`` and ``donor.attention()``.
-    target, donor : ModelFolder
-        Only read.
-    out : Path
-        An empty folder, such as :func:`~speechbrain_mam.atomic.new_folder` gives.
-
-    Raises
-    ------
-    MAMError
-        If a tensor is stored in a type that cannot be merged, or would not be finite.
-    OSError
-        If a file cannot be read or written.
-    """
-    carry_along(target.path, out, set(target.files.values()))
-    files = _copy_weights(target, out)
-    content = json.loads(plan.to_json()) | {"donor_sha256": _rewrite(plan, files, target, donor)}
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    (out / "mam_plan.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _copy_weights(target: ModelFolder, out: Path) -> dict[str, Path]:
-    """Copy the target's weights; where each of its tensors is now."""
-    sources = target.weight_files()
-    if sources[0].suffix != ".safetensors":
-        _save_as_safetensors(target, out / "model.safetensors")
-        return dict.fromkeys(target.files, out / "model.safetensors")
-    if target.weights.index is not None:  # one that was not followed is of other weights
-        sources.append(target.weights.index)
-    for source in sources:
-        if source.parent != target.path:
-            raise MAMError(f"'{target.path}': the shard '{source}' lies outside of the folder")
-        shutil.copyfile(source, out / source.name)
-    return {name: out / file.name for name, file in target.files.items()}
-
-
-def _save_as_safetensors(target: ModelFolder, file: Path) -> None:
-    from safetensors.torch import save_file
-
-    tensors, storages = {}, set()
-    for name in target.files:
-        tensor = target.read(name).contiguous()
-        if tensor.untyped_storage().data_ptr() in storages:
-            tensor = tensor.clone()  # safetensors has no tied weights: each name gets its own
-        storages.add(tensor.untyped_storage().data_ptr())
-        tensors[name] = tensor
-    save_file(tensors, file, metadata={"format": "pt"})
-
-
-def _rewrite(
-    plan: MergePlan, files: Mapping[str, Path], target: ModelFolder, donor: ModelFolder
-) -> str:
-    """Overwrite the plan's tensors in ``files``; the donor's fingerprint."""
-    with ExitStack() as stack:
-        # TensorFile.write finds what is not finite and names it; NumPy would only warn
-        stack.enter_context(np.errstate(over="ignore", invalid="ignore"))
-        touched = sorted({files[entry.target] for entry in plan.entries})
-        read_from = {files[name]: file for name, file in target.files.items()}
-        ours = {f: stack.enter_context(TensorFile(f, "r+b", read_from[f])) for f in touched}
-        # float64's multiply-add is rounded once in PyTorch, and twice in NumPy
-        wide = any(target.types[entry.target] == "float64" for entry in plan.entries)
-        if wide or not _is_plain(plan):
-            from speechbrain_mam.merging.on_disk import rewrite_any
-
-            return rewrite_any(plan, {name: ours.get(file) for name, file in files.items()}, donor)
-        digest = hashlib.sha256()
-        factors: dict[tuple[int, str], float] = {}
-        read = {file for file in donor.files.values() if file.suffix == ".safetensors"}
-        theirs = {file: stack.enter_context(TensorFile(file)) for file in sorted(read)}
-        for entry in plan.entries:
-            file = ours[files[entry.target]]
-            ours_now = file.read(entry.target)
-            source = theirs.get(donor.files[entry.donor])
-            values = source.read(entry.donor) if source else _read_other(donor, entry.donor)
-            if entry.donor_rows is not None:  # of a flat tensor
-                row = entry.shape[-1] if entry.kind == "weight" else 1
-                values = values[entry.donor_rows[0] * row : entry.donor_rows[1] * row]
-            add_to_fingerprint(digest, entry.donor_key, values.reshape(entry.shape))
-            if plan.donor_scale == "match_norm":
-                if entry.kind == "weight":
-                    factors[entry.layer, entry.projection] = _norm_ratio(ours_now, values, entry)
-                # a bias is scaled with its weight, so that x ↦ W·x + b is scaled as a whole
-                values = values * values.dtype.type(factors[entry.layer, entry.projection])
-            if entry.lam != 1:
-                file.write(entry.target, mix(ours_now, values, entry.lam))
-    return digest.hexdigest()
-
-
-def _is_plain(plan: MergePlan) -> bool:
-    """Whether NumPy does: whole tensors of the target, λ·T + (1 − λ)·D, nothing turned or cropped.
-
-    The rest takes torch, which is the larger part of a merge's memory and time.
-    """
-    whole = all(entry.target_rows is None for entry in plan.entries)
-    same = plan.align == "none" and plan.donor_width == plan.hidden_size
-    return whole and same and method_named(plan.method).is_linear
-
-
-def _read_other(donor: ModelFolder, name: str) -> Array:
-    values: Array = donor.values(TensorRef(name, donor.shapes[name])).numpy().reshape(-1)
-    return values
-
-
-def _norm_ratio(target: Array, donor: Array, entry: PlanEntry) -> float:
-    """‖target‖ / ‖donor‖ (Frobenius), the factor of ``donor_scale: match_norm``."""
-    norm = np.linalg.norm(donor.astype(np.float64))
-    if norm == 0:
-        raise MAMError(
-            f"key 'donor_scale': the donor's '{entry.donor}' is all zeros and cannot be scaled to "
-            "the target's norm; use 'none'"
-        )
-    return float(np.linalg.norm(target.astype(np.float64)) / norm)

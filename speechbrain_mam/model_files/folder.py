@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from speechbrain_mam.architectures.index import (
-    AttentionIndex,
-    TensorRef,
-    architecture,
-    index_attention,
-)
+from speechbrain_mam.architectures.index import AttentionIndex, TensorRef, index_attention
 from speechbrain_mam.architectures.names import check_role, choose_tower
-from speechbrain_mam.architectures.registry import Architecture
+from speechbrain_mam.architectures.registry import Architecture, architecture
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.model_files.read import load_bin, read_json, tensors_in
 from speechbrain_mam.model_files.weight_files import WeightFiles, weight_files

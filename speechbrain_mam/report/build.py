@@ -21,15 +21,17 @@ from speechbrain_mam.report.document import (
 )
 from speechbrain_mam.report.figures import plot_differences
 from speechbrain_mam.report.folds import folds_section, has_folds
-from speechbrain_mam.report.runs import FINETUNE, UNTOUCHED, Run, read_runs
 from speechbrain_mam.report.sections import (
     lambdas_section,
     probes_section,
     sweeps_section,
     utterances_section,
 )
-from speechbrain_mam.report.statistics import N_RESAMPLES
-from speechbrain_mam.report.systems import (
+from speechbrain_mam.report.tables import comparison_table, controls_table, systems_table
+from speechbrain_mam.report.text import how_to_read, summary
+from speechbrain_mam.results.runs import FINETUNE, UNTOUCHED, Run, read_runs
+from speechbrain_mam.results.statistics import N_RESAMPLES
+from speechbrain_mam.results.systems import (
     Row,
     System,
     compare_with,
@@ -37,8 +39,6 @@ from speechbrain_mam.report.systems import (
     find,
     group,
 )
-from speechbrain_mam.report.tables import comparison_table, controls_table, systems_table
-from speechbrain_mam.report.text import how_to_read, summary
 from speechbrain_mam.version import __version__
 
 TITLE = "Multimodal Attention Merging: what it was worth"

@@ -8,10 +8,10 @@ import numpy as np
 
 from speechbrain_mam.report.confusion import plot_confusions
 from speechbrain_mam.report.document import Block, Heading, Picture, Table, Text
-from speechbrain_mam.report.runs import FINETUNE, UNTOUCHED
-from speechbrain_mam.report.systems import System, find, reference_of
-from speechbrain_mam.report.tasks import CLASSIFICATION
 from speechbrain_mam.report.text import signed
+from speechbrain_mam.results.runs import FINETUNE, UNTOUCHED
+from speechbrain_mam.results.systems import System, find, reference_of
+from speechbrain_mam.results.tasks import CLASSIFICATION
 
 
 def class_names(systems: Sequence[System]) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from speechbrain_mam.report.classes import class_errors, class_names, confusion
 from speechbrain_mam.report.folds import ByFold, differences_by_fold, has_folds, rates_by_fold
-from speechbrain_mam.report.runs import Run
-from speechbrain_mam.report.statistics import LEVEL
-from speechbrain_mam.report.systems import Row, System
-from speechbrain_mam.report.tasks import CLASSIFICATION, TASKS
+from speechbrain_mam.results.runs import Run
+from speechbrain_mam.results.statistics import LEVEL
+from speechbrain_mam.results.systems import Row, System
+from speechbrain_mam.results.tasks import CLASSIFICATION, TASKS
 from speechbrain_mam.version import __version__
 
 

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from speechbrain_mam.report.comparisons import NO_BETTER, direction
-from speechbrain_mam.report.search_results import NO_CONTROL, Point, Sweep
-from speechbrain_mam.report.statistics import error_rate, rate_interval
-from speechbrain_mam.report.systems import Row
+from speechbrain_mam.results.comparisons import NO_BETTER, direction
+from speechbrain_mam.results.search_results import NO_CONTROL, Point, Sweep
+from speechbrain_mam.results.statistics import error_rate, rate_interval
+from speechbrain_mam.results.systems import Row
 
 MERGE, GREY = "#0b5d8f", "#6b6b6b"
 CONTROL_STYLES = {

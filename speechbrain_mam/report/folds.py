@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speechbrain_mam.report.comparisons import mean_and_sd, pair_seeds, t_interval
 from speechbrain_mam.report.document import Block, Heading, Table, Text
-from speechbrain_mam.report.evaluations import Evaluation
-from speechbrain_mam.report.statistics import Interval, error_rate, pool
-from speechbrain_mam.report.systems import Row, System
 from speechbrain_mam.report.text import interval, points, signed
+from speechbrain_mam.results.comparisons import mean_and_sd, pair_seeds, t_interval
+from speechbrain_mam.results.evaluations import Evaluation
+from speechbrain_mam.results.statistics import Interval, error_rate, pool
+from speechbrain_mam.results.systems import Row, System
 
 
 @dataclass(frozen=True)

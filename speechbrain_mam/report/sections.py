@@ -8,11 +8,11 @@ from pathlib import Path
 
 from speechbrain_mam.report.document import Block, Heading, Picture, Text
 from speechbrain_mam.report.figures import plot_final_lambdas, plot_probe, plot_sweep
-from speechbrain_mam.report.plots import plot_lambdas
-from speechbrain_mam.report.runs import Run
-from speechbrain_mam.report.systems import System, reference_of
+from speechbrain_mam.report.lambda_map import plot_lambdas
 from speechbrain_mam.report.tables import sweep_table, utterance_table
-from speechbrain_mam.report.tasks import sentence
+from speechbrain_mam.results.runs import Run
+from speechbrain_mam.results.systems import System, reference_of
+from speechbrain_mam.results.tasks import sentence
 
 
 def sweeps_section(runs: Sequence[Run], n_resamples: int) -> list[Block]:

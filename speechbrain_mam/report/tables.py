@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from speechbrain_mam.report.comparisons import pair_seeds, verdict
 from speechbrain_mam.report.document import Table
-from speechbrain_mam.report.search_results import NO_CONTROL, Point, Sweep
-from speechbrain_mam.report.statistics import Comparison, error_rate, paired_bootstrap
-from speechbrain_mam.report.systems import Rate, Row, System
-from speechbrain_mam.report.tasks import CLASSIFICATION
 from speechbrain_mam.report.text import interval, p_value, percent_change, points
+from speechbrain_mam.results.comparisons import pair_seeds, verdict
+from speechbrain_mam.results.search_results import NO_CONTROL, Point, Sweep
+from speechbrain_mam.results.statistics import Comparison, error_rate, paired_bootstrap
+from speechbrain_mam.results.systems import Rate, Row, System
+from speechbrain_mam.results.tasks import CLASSIFICATION
 
 UTTERANCES_SHOWN = 5
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from speechbrain_mam.report.comparisons import NO_BETTER, direction
 from speechbrain_mam.report.document import Block, Heading, Items, Text
-from speechbrain_mam.report.evaluations import Evaluation
-from speechbrain_mam.report.runs import FINETUNE, RANDOM, UNTOUCHED, Run
-from speechbrain_mam.report.search_results import NO_CONTROL
-from speechbrain_mam.report.statistics import Comparison, Interval, error_rate, pool
-from speechbrain_mam.report.systems import Row, System, all_alike, find
-from speechbrain_mam.report.tasks import CLASSIFICATION, Task
+from speechbrain_mam.results.comparisons import NO_BETTER, direction
+from speechbrain_mam.results.evaluations import Evaluation
+from speechbrain_mam.results.runs import FINETUNE, RANDOM, UNTOUCHED, Run
+from speechbrain_mam.results.search_results import NO_CONTROL
+from speechbrain_mam.results.statistics import Comparison, Interval, error_rate, pool
+from speechbrain_mam.results.systems import Row, System, all_alike, find
+from speechbrain_mam.results.tasks import CLASSIFICATION, Task
 
 
 def signed(value: float, digits: int = 2) -> str:

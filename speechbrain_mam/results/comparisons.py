@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.report.statistics import (
+from speechbrain_mam.results.statistics import (
     LEVEL,
     N_RESAMPLES,
     Comparison,

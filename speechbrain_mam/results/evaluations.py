@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.report.fields import get, load
-from speechbrain_mam.report.statistics import ErrorCounts, error_rate
-from speechbrain_mam.report.tasks import CLASSIFICATION, TASKS, Task
+from speechbrain_mam.results.fields import get, load
+from speechbrain_mam.results.statistics import ErrorCounts, error_rate
+from speechbrain_mam.results.tasks import CLASSIFICATION, TASKS, Task
 
 
 @dataclass(frozen=True, eq=False)

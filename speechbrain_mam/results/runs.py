@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.report.evaluations import Evaluation, check_same_test, read_evaluation
-from speechbrain_mam.report.fields import get, load, number
-from speechbrain_mam.report.search_results import Sweep, read_probe, read_sweep
-from speechbrain_mam.report.tasks import Task
+from speechbrain_mam.results.evaluations import Evaluation, check_same_test, read_evaluation
+from speechbrain_mam.results.fields import get, load, number
+from speechbrain_mam.results.search_results import Sweep, read_probe, read_sweep
+from speechbrain_mam.results.tasks import Task
 
 Found = TypeVar("Found")
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.report.fields import get, load
-from speechbrain_mam.report.statistics import ErrorCounts
+from speechbrain_mam.results.fields import get, load
+from speechbrain_mam.results.statistics import ErrorCounts
 
 NO_CONTROL = "none"
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.report.comparisons import compare, mean_and_sd, verdict
-from speechbrain_mam.report.evaluations import Evaluation
-from speechbrain_mam.report.runs import FINETUNE, RANDOM, UNTOUCHED, UNTRAINED, Run
-from speechbrain_mam.report.search_results import NO_CONTROL
-from speechbrain_mam.report.statistics import (
+from speechbrain_mam.results.comparisons import compare, mean_and_sd, verdict
+from speechbrain_mam.results.evaluations import Evaluation
+from speechbrain_mam.results.runs import FINETUNE, RANDOM, UNTOUCHED, UNTRAINED, Run
+from speechbrain_mam.results.search_results import NO_CONTROL
+from speechbrain_mam.results.statistics import (
     N_RESAMPLES,
     Comparison,
     ErrorCounts,
@@ -21,7 +21,7 @@ from speechbrain_mam.report.statistics import (
     pool,
     rate_interval,
 )
-from speechbrain_mam.report.tasks import Task
+from speechbrain_mam.results.tasks import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def group(runs: Sequence[Run]) -> list[System]:
     Arguments
     ---------
     runs : sequence of Run
-        As :func:`~speechbrain_mam.report.runs.read_runs` returns them.
+        As :func:`~speechbrain_mam.results.runs.read_runs` returns them.
 
     Raises
     ------

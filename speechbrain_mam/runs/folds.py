@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report import write_report
-from speechbrain_mam.report.plots import plot_confusion
+from speechbrain_mam.report.confusion import plot_confusions
 
 logger = get_logger(__name__)
 
@@ -85,7 +86,8 @@ def pool_folds(results_folder: str, method: str) -> None:
         )
     _write_json(folder / "results.json", content)
     drawn = [name for name in ("untouched", method) if name in clips]
-    plot_confusion({name: _confusions(clips[name]) for name in drawn}, folder / "confusion.png")
+    picture = plot_confusions(*_confusions({name: clips[name] for name in drawn}))
+    write_beside(folder / "confusion.png", lambda part: part.write_bytes(picture))
     lines = ["", *fold_table(runs, clips), *_class_changes(clips, method)]
     if content["lambdas"]:
         lines.append("Learned λ (the target's share), mean over folds:")
@@ -135,8 +137,21 @@ def _mean_lambdas(runs: list[Mapping[str, Any]]) -> dict[str, float]:
     return {name: statistics.fmean(run["lambdas"][name] for run in runs) for name in names}
 
 
-def _confusions(clips: Clips) -> dict[tuple[str, str], int]:
-    return dict(Counter((clip["ref"], clip["hyp"]) for clip in clips.values()))
+def _confusions(systems: Mapping[str, Clips]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Clips of each class (row) by the class they were given (column), and the classes."""
+    found = [
+        clip[side]
+        for clips in systems.values()
+        for clip in clips.values()
+        for side in ("ref", "hyp")
+    ]
+    names = sorted(set(found))
+    at = {name: i for i, name in enumerate(names)}
+    counts = {system: np.zeros((len(names), len(names))) for system in systems}
+    for system, clips in systems.items():
+        for clip in clips.values():
+            counts[system][at[clip["ref"]], at[clip["hyp"]]] += 1
+    return counts, names
 
 
 def fold_table(runs: Mapping[int, Any], clips: Mapping[str, Clips]) -> list[str]:

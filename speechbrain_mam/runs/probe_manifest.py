@@ -13,7 +13,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from tqdm import tqdm
 
-from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC

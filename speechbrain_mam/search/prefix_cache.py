@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from speechbrain_mam.architectures.index import find_attention, layer_path
+from speechbrain_mam.architectures.index import layer_path
+from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.errors import MAMError
 
 

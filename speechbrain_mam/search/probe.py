@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.arithmetic import first_step

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speechbrain_mam.architectures.index import find_attention, layer_path
+from speechbrain_mam.architectures.index import layer_path
+from speechbrain_mam.architectures.live import find_attention
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """L2 penalties that are tried, on weights of standardised features, beside the mean loss."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.testing.conformance import check_target
 from speechbrain_mam.testing.settings import every_setting, pairwise
 from speechbrain_mam.testing.targets import TARGETS, save_donors

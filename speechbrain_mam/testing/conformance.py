@@ -15,7 +15,7 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 from torch import Tensor, nn
 
-from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.merging.methods import METHODS

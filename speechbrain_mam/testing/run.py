@@ -11,7 +11,7 @@ from speechbrain.utils.checkpoints import ckpt_recency
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from speechbrain_mam.architectures.index import find_attention
+from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.brain.brain import MAMBrain
 from speechbrain_mam.donors.donor import Donor, TensorKey
 from speechbrain_mam.mam import MAM

@@ -1,8 +1,8 @@
-"""Pictures of a run. Only matplotlib's object interface is used: no display, no global state."""
+"""λ over the epochs, as a picture, drawn without a display or global state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,44 +53,5 @@ def plot_lambdas(epochs: Sequence[int], lambdas: Sequence[dict[str, float]], fil
             axes.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=7,
                       color="white" if dark else "black")  # fmt: skip
     figure.colorbar(image, ax=axes, label="λ")
-    figure.tight_layout()
-    write_beside(file, lambda part: figure.savefig(part, dpi=130, format="png"))
-
-
-def plot_confusion(confusions: Mapping[str, Mapping[tuple[str, str], int]], file: Path) -> None:
-    """Confusion matrices side by side: rows are the true classes, columns what was recognised.
-
-    Arguments
-    ---------
-    confusions : mapping
-        By name of the system, how many clips of each (true, recognised) pair.
-    file : Path
-        PNG to write.
-
-    Example
-    -------
-    >>> png = Path(getfixture("tmp_path")) / "confusion.png"
-    >>> plot_confusion({"untouched": {("dog", "dog"): 7, ("dog", "rain"): 1}}, png)
-    >>> png.is_file()
-    True
-    """
-    classes = sorted({name for found in confusions.values() for pair in found for name in pair})
-    side = max(3.0, 1.6 + 0.26 * len(classes))
-    figure = Figure(figsize=(0.8 + side * len(confusions), side))
-    FigureCanvasAgg(figure)
-    for place, (system, found) in enumerate(confusions.items()):
-        counts = np.array([[found.get((row, column), 0) for column in classes] for row in classes])
-        shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-        axes = figure.add_subplot(1, len(confusions), place + 1)
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(classes)), classes if place == 0 else [], fontsize=7)
-        wrong = int(counts.sum() - np.trace(counts))
-        axes.set_title(f"{system}: {wrong} of {counts.sum()} wrong", fontsize=9)
-        axes.set_xlabel("recognised as", fontsize=8)
-        for (i, j), count in np.ndenumerate(counts):
-            if count:
-                axes.text(j, i, count, ha="center", va="center", fontsize=6,
-                          color="white" if shares[i, j] > 0.5 else "black")  # fmt: skip
     figure.tight_layout()
     write_beside(file, lambda part: figure.savefig(part, dpi=130, format="png"))
