@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The package's rooms: who imports whom, on how many floors, in files of which length.
 
-> python tools/rooms.py                # floors, circles, imports upwards, file lengths; exit 1 if broken
+> python tools/rooms.py                # floors, circles, file lengths; exit 1 if a rule is broken
 > python tools/rooms.py --mermaid      # the picture in docs/design.md
 
 A room is a package or a module right under ``speechbrain_mam``. Its floor is one above the highest
@@ -41,7 +41,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """What a file imports of the package, without its name; of a name both guesses, module or not."""
+    """Every name that a file imports, ``module.name`` where it is a name of a module."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -6,6 +6,7 @@ self-attention are named, in a live ``torch.nn.Module`` and in its file on disk,
 
 Example
 -------
+>>> from speechbrain_mam.architectures.registry import architecture
 >>> shapes = {
 ...     f"hubert.encoder.layers.{i}.attention.{p}_proj.{kind}": shape
 ...     for i in range(2) for p in "qkv" for kind, shape in (("weight", (8, 8)), ("bias", (8,)))
@@ -29,7 +30,6 @@ from speechbrain_mam.architectures.names import (
     example_name,
 )
 from speechbrain_mam.architectures.registry import Architecture
-from speechbrain_mam.architectures.registry import architecture as architecture
 from speechbrain_mam.errors import MAMError
 
 if TYPE_CHECKING:

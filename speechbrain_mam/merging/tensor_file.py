@@ -1,11 +1,8 @@
-"""A merge from folder to folder, in which only the bytes of the plan's tensors change.
+"""Tensors of a safetensors file, read and overwritten where they lie.
 
-    W = λ · W_target + (1 − λ) · W_donor
-
-The target's files are copied, and in the copy the tensors of the plan are overwritten where they
-lie: header, metadata, padding, order and every other tensor keep their bytes, and one tensor at a
-time is in memory. NumPy does the arithmetic, since importing torch takes more memory (0.5 GB with
-its CUDA build) than the whole merge; torch is loaded only where a ``.bin`` has to be read.
+Header, metadata, padding, order and every other tensor keep their bytes, and one tensor at a time is
+in memory. NumPy does the arithmetic, since importing torch takes more memory and time than a whole
+merge (``benchmarks/merge_memory.py``).
 """
 
 from __future__ import annotations
