@@ -16,7 +16,8 @@ import processes
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
-from tools.embedded.corpora import mini_corpus
+
+from speechbrain_mam.embedded.corpora import mini_corpus
 
 REPO = Path(__file__).resolve().parent.parent
 

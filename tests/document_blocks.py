@@ -140,7 +140,7 @@ def _python(words: list[str], capsys) -> None:
         return _mam(rest, capsys)
     if module == "speechbrain_mam.report":
         return _mam(["report", *rest], capsys)
-    if module == "speechbrain_mam.runs.seeds":
+    if module == "speechbrain_mam.seeds":
         return _seeds(rest)
     assert importlib.util.find_spec(module), f"python -m {module}: no such module"
     return None

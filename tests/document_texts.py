@@ -12,9 +12,10 @@ from document_blocks import Block
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from torch import nn
 
-from speechbrain_mam import MAM, Donor, recipe
+from speechbrain_mam import MAM, Donor
 from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.merging.planner import make_plan
+from speechbrain_mam.runs import recipe
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
 from speechbrain_mam.runs.zeroshot import read_search
 

@@ -17,7 +17,6 @@ from conftest import REPO
 from speechbrain_mam.cli import doctor, main
 from speechbrain_mam.embedded import corpora
 from speechbrain_mam.model_files import find as sources
-from speechbrain_mam.model_files import offline
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +57,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
-    if not all(offline.find_offline(recipe.donor) for recipe in doctor.RECIPES):
+    if not all(sources.find_offline(recipe.donor) for recipe in doctor.RECIPES):
         pytest.skip("the donors' wheels (extra 'embedded') are not installed")
     found, line = told(capsys)
     assert found["ok"] and not line

@@ -5,9 +5,9 @@ import re
 from contextlib import nullcontext
 
 import pytest
-from tools.embedded.corpora import mini_corpus
 
 from speechbrain_mam import MAMError
+from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.runs.place import place
 from speechbrain_mam.runs.probe_manifest import manifest_batches

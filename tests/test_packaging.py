@@ -154,7 +154,7 @@ def test_the_wheel_runs_alone(built, tmp_path):
     assert said.startswith("speechbrain-mam ")
     plan = python("-m", "speechbrain_mam", "plan", *DEFAULTS, cwd=empty, **alone)
     assert "12 weights and 12 biases" in plan
-    corpora = "from tools.embedded.corpora import mini_corpus as m; "
+    corpora = "from speechbrain_mam.embedded.corpora import mini_corpus as m; "
     names = ("mini_ljspeech", "mini_vctk", "mini_esc50")
     read = corpora + "; ".join(f"print(m({name!r}))" for name in names)
     folders = python("-c", read, cwd=empty, **alone).split()

@@ -1,21 +1,38 @@
 """ruff and mypy, so that one command checks everything; and what the documents promise."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import REPO
 
-
-@pytest.mark.parametrize(
-    "arguments", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)]
+LINTERS = (
+    *(("-m", "ruff", "check", "."), ("-m", "ruff", "format", "--check", "."), ("-m", "mypy")),
+    ("-c", "from importlinter.cli import lint_imports_command as main; main()"),
+    ("tools/rooms.py",),
 )
+
+
+@pytest.mark.parametrize("arguments", LINTERS, ids=["ruff", "format", "mypy", "imports", "rooms"])
 def test_linters(arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=REPO, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, *arguments], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_import_upwards_breaks_the_contract(tmp_path):
+    """The contract of pyproject.toml, on a copy whose lowest room imports the highest one."""
+    shutil.copytree(REPO / "speechbrain_mam", tmp_path / "speechbrain_mam")
+    shutil.copy(REPO / "pyproject.toml", tmp_path)
+    errors = tmp_path / "speechbrain_mam" / "errors.py"
+    errors.write_text(errors.read_text() + "\n\ndef f():\n    from speechbrain_mam import cli\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *LINTERS[3]], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "speechbrain_mam.errors -> speechbrain_mam.cli" in done.stdout
 
 
 def test_the_readme_has_one_command_to_run_and_one_to_test():

@@ -15,7 +15,8 @@ from huggingface_hub import constants
 from test_ctranslate2_file import save_whisper, whisper
 from transformers import BertModel
 
-from speechbrain_mam import Donor, MAMError, sources
+from speechbrain_mam import Donor, MAMError
+from speechbrain_mam.model_files import find as sources
 from speechbrain_mam.model_files.find import find_offline, resolve_model
 from speechbrain_mam.model_files.folder import ModelFolder
 

@@ -201,7 +201,7 @@ def test_a_ctranslate2_file_that_is_not_finite(bad: str, tmp_path: Path) -> None
 def test_integers_are_only_brought_back_by_a_scale_that_is_known(
     name: str, scale: np.ndarray, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from speechbrain_mam import ctranslate2_file
+    from speechbrain_mam.model_files import ctranslate2_file
 
     save_whisper(tmp_path, whisper(), "int8")
     spec, variables = ctranslate2_file.read_model(tmp_path / "model.bin")

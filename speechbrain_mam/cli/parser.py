@@ -12,7 +12,7 @@ from speechbrain_mam.options import LAYER_MAPS
 
 PROGRAM = "speechbrain-mam"
 MERGE_CHOICES = (*("projections", "layer_map", "bias", "donor_scale", "method", "align", "width"),)
-"""Options of :func:`add_choices` that :func:`~speechbrain_mam.make_plan` takes as they are."""
+"""Options of :func:`add_choices` that ``make_plan`` takes as they are."""
 
 Verbs = argparse._SubParsersAction
 

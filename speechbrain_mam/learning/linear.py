@@ -239,7 +239,7 @@ class MergedLinear(MergedModule, nn.Linear):
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """The merged weight and bias as :class:`~speechbrain_mam.Merge` would write them."""
+        """Weight and bias as :class:`~speechbrain_mam.merging.apply.Merge` would write them."""
         return self._merged_by(fold)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ class MergedModule(nn.Module):
         raise NotImplementedError
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """The merged weight and bias as :class:`~speechbrain_mam.Merge` would write them."""
+        """Weight and bias as :class:`~speechbrain_mam.merging.apply.Merge` would write them."""
         raise NotImplementedError
 
     def own(self, name: str) -> Any:

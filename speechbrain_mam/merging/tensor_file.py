@@ -1,7 +1,7 @@
 """Tensors of a safetensors file, read and overwritten where they lie.
 
-Header, metadata, padding, order and every other tensor keep their bytes, and one tensor at a time is
-in memory. NumPy does the arithmetic, since importing torch takes more memory and time than a whole
+Header, metadata, padding, order and every other tensor keep their bytes, and one tensor at a time
+is in memory. NumPy does the arithmetic: importing torch takes more memory and time than a whole
 merge (``benchmarks/merge_memory.py``).
 """
 

@@ -17,10 +17,10 @@ from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 from speechbrain.utils.train_logger import TensorboardLogger
-from tools.embedded.corpora import mini_corpus
 
 from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.brain.brain import MAMBrain
+from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report import write_report
 from speechbrain_mam.runs.option_checks import check_ranges

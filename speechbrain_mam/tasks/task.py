@@ -26,7 +26,7 @@ from speechbrain_mam.tasks.finite import TrainLosses
 
 
 class TaskBrain(MAMBrain, ABC):
-    """A :class:`~speechbrain_mam.MAMBrain` with an error rate, which chooses the checkpoint.
+    """A :class:`~speechbrain_mam.brain.brain.MAMBrain` with an error rate: it picks the checkpoint.
 
     A subclass defines :meth:`compute_forward` and :meth:`compute_objectives`, as of any Brain, and
     the abstract methods here.

@@ -48,12 +48,12 @@ def check_target(
 ) -> list[Failure]:
     """Whether a model can be merged, learned in, saved, moved and resumed, in many ways.
 
-    For each setting a :class:`~speechbrain_mam.MAMBrain` trains two steps, is tested twice with a
-    checkpoint saved at each test, is resumed and trained on, and is built anew and tested; storages
-    are replaced in between, as a move to another device replaces them. Asked is that λ has a
-    gradient and moves; that each test of the same weights has the same merge, that of the formula;
-    that λ = 1 is the target's bits; that taking back is exact; that nothing outside of the plan
-    changes; and that what was trainable still is, and what was frozen still is.
+    For each setting a :class:`~speechbrain_mam.brain.brain.MAMBrain` trains two steps, is tested
+    twice with a checkpoint saved at each test, is resumed and trained on, and is built anew and
+    tested; storages are replaced in between, as a move to another device replaces them. Asked is
+    that λ has a gradient and moves; that each test of the same weights has the same merge, that of
+    the formula; that λ = 1 is the target's bits; that taking back is exact; that nothing outside of
+    the plan changes; and that what was trainable still is, and what was frozen still is.
 
     Arguments
     ---------

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tools.embedded.corpora import mini_corpus
 
-from speechbrain_mam.embedded import train_beats_mini
+from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.beats_model import checkpoint_file
+from tools.embedded import train_beats_mini
 from tools.embedded.beats_mini_files import label_of, qt_resources, recordings
 from tools.embedded.beats_mini_model import (
     CFG,

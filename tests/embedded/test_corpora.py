@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import soundfile
 from conftest import expanded_corpus
-from tools.embedded.corpora import cache_folder, mini_corpus
 
 from speechbrain_mam.embedded import corpora
+from speechbrain_mam.embedded.corpora import cache_folder, mini_corpus
 
 ARCHIVE = Path(corpora.__file__).parent / "data" / "mini_ljspeech.tar"
 
@@ -50,7 +50,7 @@ def test_expanding_again_changes_nothing(corpus):
 
 def test_two_processes_at_once(tmp_path):
     code = "import sys; from pathlib import Path\n"
-    code += "from tools.embedded.corpora import mini_corpus\n"
+    code += "from speechbrain_mam.embedded.corpora import mini_corpus\n"
     code += "print(mini_corpus(cache=Path(sys.argv[1])))"
     command = [sys.executable, "-c", code, str(tmp_path)]
     running = [

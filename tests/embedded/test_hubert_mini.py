@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from tools.embedded.corpora import hubert_mini, mini_corpus
 from transformers import HubertForCTC, Wav2Vec2Processor
 
+from speechbrain_mam.embedded.corpora import hubert_mini, mini_corpus
 from tools.embedded.evaluate_hubert_mini import error_rates, read_corpus
 from tools.embedded.hubert_mini_model import (
     VOCABULARY,

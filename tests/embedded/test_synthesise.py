@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from speechbrain_mam.embedded import synthesise as module
+from tools.embedded import synthesise as module
 from tools.embedded.synthesise import synthesise, synthesise_files
 from tools.embedded.voices import (
     BRISK_VOICES,

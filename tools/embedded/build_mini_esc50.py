@@ -37,10 +37,10 @@ README = """# The mini ESC-50 corpus
 {clips} clips of 5 s, {minutes:.1f} minutes, ten classes, five folds, in ESC-50's layout:
 `meta/esc50.csv` (`{header}`) and
 `audio/FOLD-SOURCE-TAKE-TARGET.wav` (16 kHz, 16-bit, mono). In the archive each clip is one Ogg-Opus
-file; `tools.embedded.corpora.mini_corpus("mini_esc50")` expands it. The numbers and names
+file; `speechbrain_mam.embedded.corpora.mini_corpus("mini_esc50")` expands it. The numbers and names
 of the classes are ESC-50's: {names}.
 
-**Sounds.** Synthetic, all of them: `speechbrain_mam/embedded/sound_events.py` draws the sounds,
+**Sounds.** Synthetic, all of them: `tools/embedded/sound_events.py` draws the sounds,
 `sound_scenes.py` their rooms, backgrounds and microphones. Each of the {sources} recordings
 (`src_file`) is a draw of its own, seed [{seed}, `src_file`]; its takes, one to four, are in one
 fold. Each fold has eight clips of each class. The corpus is no measure of how well a model hears

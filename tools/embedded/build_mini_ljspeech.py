@@ -34,9 +34,9 @@ README = """# The mini LJ corpus
 
 {count} different sentences, {minutes:.1f} minutes, one voice, in LJ Speech's layout: `metadata.csv`
 holds `id|raw|normalised`, and each utterance is one Ogg-Opus file of 16 kHz mono speech.
-`tools.embedded.corpora.mini_corpus()` expands it to `wavs/ID.wav` (16-bit PCM).
+`speechbrain_mam.embedded.corpora.mini_corpus()` expands it to `wavs/ID.wav` (16-bit PCM).
 
-**Text.** From `speechbrain_mam/embedded/grammar.py`, seed {seed}; no sentence is taken from
+**Text.** From `tools/embedded/grammar.py`, seed {seed}; no sentence is taken from
 elsewhere. Numbers and abbreviations are as written in column 2 and as spoken in column 3.
 
 **Speech.** Synthetic: espeak-ng 1.51, American English, variant `f4` (a woman's voice) at 1.05

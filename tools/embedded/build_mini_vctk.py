@@ -39,9 +39,9 @@ README = """# The mini VCTK corpus
 {speakers} speakers, {count} different sentences, {minutes:.1f} minutes, in the layout of VCTK 0.92:
 `wav48_silence_trimmed/SPEAKER/SPEAKER_NNN_mic1.flac` (48 kHz, mono, one microphone),
 `txt/SPEAKER/SPEAKER_NNN.txt` and `speaker-info.txt`. In the archive each utterance is one Ogg-Opus
-file; `tools.embedded.corpora.mini_corpus("mini_vctk")` expands it.
+file; `speechbrain_mam.embedded.corpora.mini_corpus("mini_vctk")` expands it.
 
-**Text.** From `speechbrain_mam/embedded/grammar.py`, seed {seed}; no sentence is taken from
+**Text.** From `tools/embedded/grammar.py`, seed {seed}; no sentence is taken from
 elsewhere. Unlike VCTK, no two speakers read the same sentence. None is in the mini LJ corpus.
 
 **Speech.** Synthetic: p901 is flite's voice `rms`, the others are variants of espeak-ng 1.51 in

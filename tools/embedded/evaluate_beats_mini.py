@@ -15,9 +15,9 @@ import csv
 from pathlib import Path
 
 import torch
-from tools.embedded.corpora import mini_corpus
 from torch import Tensor
 
+from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.tasks.audio import load_audio
 from speechbrain_mam.tasks.clips import fit_linear_probe, mean_feature

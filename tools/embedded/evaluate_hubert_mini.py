@@ -18,9 +18,9 @@ from pathlib import Path
 import soundfile
 import torch
 from speechbrain.utils.metric_stats import ErrorRateStats
-from tools.embedded.corpora import hubert_mini, mini_corpus
 from transformers import HubertForCTC
 
+from speechbrain_mam.embedded.corpora import hubert_mini, mini_corpus
 from tools.embedded.hubert_mini_model import transcribe
 from tools.embedded.make_training_speech import to_alphabet
 from tools.embedded.synthesise import to_sample_rate

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from tools.embedded.corpora import mini_corpus
 from torch import Tensor
 
+from speechbrain_mam.embedded.corpora import mini_corpus
 from tools.embedded.beats_mini_files import Recording, recordings
 from tools.embedded.beats_mini_model import CLIP_SAMPLES
 from tools.embedded.beats_mini_targets import teacher_rows
