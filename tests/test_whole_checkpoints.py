@@ -18,7 +18,8 @@ from speechbrain.utils.checkpoints import (
 )
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.brain.whole_checkpoints import CHECKSUMS, WholeCheckpointer, write_whole
+from speechbrain_mam.brain.checkpoint_files import CHECKSUMS
+from speechbrain_mam.brain.whole_checkpoints import WholeCheckpointer, write_whole
 
 NAMES = ("first", "counter", "second")
 
@@ -226,17 +227,26 @@ def test_what_was_replaced_is_there_before_anything_is_saved(tmp_path):
     assert again.recover_if_possible() is not None and values(again) == (1.0, 1, 1.0)
 
 
-def test_a_full_disk_leaves_no_checkpoint(tmp_path, monkeypatch):
+FULL = [
+    OSError(28, "No space left on device"),
+    RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+    RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["system", "position", "writer"])
+def test_a_full_disk_leaves_no_checkpoint(tmp_path, monkeypatch, error):
     whole(tmp_path, 1.0).save_checkpoint(name="before")
     second = whole(tmp_path, 2.0)
 
     def full(module, path):
-        raise OSError(28, "No space left on device", str(path))
+        path.write_bytes(b"half")
+        raise error
 
     monkeypatch.setitem(DEFAULT_SAVE_HOOKS, torch.nn.Module, full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(MAMError, match=f"'{tmp_path}': a checkpoint could not be written"):
         second.save_checkpoint(name="second")
-    assert [found.path.name for found in whole(tmp_path).list_checkpoints()] == ["CKPT+before"]
+    assert names(tmp_path) == ["CKPT+before"]
     monkeypatch.undo()
     second.save_checkpoint(name="second")
     assert names(tmp_path) == ["CKPT+before", "CKPT+second"]
