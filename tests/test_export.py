@@ -345,11 +345,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no yaml": (lambda f: (f / "hyperparams.yaml").unlink(), "holds no hyperparams.yaml"),
     "yaml of another class": (
         edit_yaml("HubertCTC", "HubertXTC"),
-        "'encoder' is !new:speechbrain_mam.lobes.hubert_ctc.HubertXTC; the models that can",
+        "'encoder' would call !new:speechbrain_mam.lobes.hubert_ctc.HubertXTC; what a run",
     ),
     "another encoder": (
         edit_yaml("!new:speechbrain_mam.lobes.hubert_ctc.HubertCTC", "!new:torch.nn.Identity"),
-        "'encoder' is !new:torch.nn.Identity; the models that can be exported are",
+        "'encoder' would call !new:torch.nn.Identity; what a run folder names is not executed",
     ),
     "no donor": (edit_yaml(r"donor: .*", "donor: /no/such/bert"), "model '/no/such/bert': no such"),
     "another donor": (another_donor, "belongs to another donor"),

@@ -283,20 +283,21 @@ class Task(MAMBrain, sb.Brain):
         return (predictions - batch[1]).square().mean()
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         self.seen = getattr(self, "seen", 0) + 1
-        if self.seen == at:
+        if self.seen == at and int(os.environ.get("RANK", 0)) == RANK:
             os.kill(os.getpid(), getattr(signal, name))
     def on_stage_end(self, stage, loss, epoch=None):
         if stage == sb.Stage.VALID:
             self.checkpointer.save_and_keep_only(importance_keys=[])
 
+options = {"device": "cpu", "grad_accumulation_factor": ACC, "distributed_backend": "gloo"}
+sb.utils.distributed.ddp_init_group(options)
 torch.manual_seed(0)
 data = [(torch.randn(4, 3), torch.randn(4, 1)) for _ in range(5)]
 model, counter = torch.nn.Linear(3, 1), EpochCounter(3)
 checkpointer = Checkpointer(folder, {"model": model, "counter": counter})
 brain = Task(
     {"model": model}, lambda p: torch.optim.Adam(p, 0.1),
-    {"exact_resume": True, "seed": 7}, {"device": "cpu", "grad_accumulation_factor": ACC},
-    checkpointer,
+    {"exact_resume": True, "seed": 7}, options, checkpointer,
 )
 brain.fit(
     counter, data, data[:1], progressbar=False,
@@ -306,9 +307,11 @@ print([p.tolist() for p in model.parameters()])
 """
 
 
-def train(folder, name="SIGTERM", at=0, accumulation=1):
-    code = PROGRAM.replace("ACC", str(accumulation))
-    return run_python("-c", code, str(folder), name, str(at))
+def train(folder, name="SIGTERM", at=0, accumulation=1, rank=0, **options):
+    code = PROGRAM.replace("ACC", str(accumulation)).replace("== RANK", f"== {rank}")
+    file = folder.with_suffix(".py")
+    file.write_text(code)
+    return run_python(file, str(folder), name, str(at), **options)
 
 
 @pytest.fixture(scope="module")
@@ -337,3 +340,16 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(
     assert "Traceback" not in stopped.stderr
     again = train(tmp_path, accumulation=accumulation)
     assert again.returncode == 0 and again.stdout == undisturbed[accumulation]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_both_at_one_step(tmp_path, rank):
+    plain = train(tmp_path / "plain", ranks=2)
+    assert plain.returncode == 0, plain.stderr
+    stopped = train(tmp_path / "run", at=4, rank=rank, ranks=2)
+    assert stopped.returncode == 1 and stopped.stdout == ""
+    assert stopped.stderr.count("SIGTERM after step 1 of this epoch") == 1, stopped.stderr
+    assert len(names(tmp_path / "run")) == 1
+    again = train(tmp_path / "run", ranks=2)
+    assert again.returncode == 0 and again.stdout == plain.stdout

@@ -119,9 +119,9 @@ def _forbidden(node: yaml.Node) -> bool:
     if tag in PLAIN:
         return False
     if tag == "!apply:getattr":  # what HyperPyYAML makes of `!ref <encoder.width>`
-        names = node.value[1:] if isinstance(node, yaml.SequenceNode) else []
+        of, *names = node.value if isinstance(node, yaml.SequenceNode) else [node]
         public = [n for n in names if isinstance(n, yaml.ScalarNode) and n.value[:1].isalpha()]
-        return len(names) != 1 or public != names
+        return len(names) != 1 or public != names or any(_forbidden_in(of))
     if tag == "!tuple":  # its text is YAML once more, which an unsafe loader reads
         return not isinstance(node, yaml.ScalarNode) or "!" in node.value
     return not any(tag.startswith(kind) and tag[len(kind) :] in CALLED[kind] for kind in CALLED)

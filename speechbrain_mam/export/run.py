@@ -148,6 +148,13 @@ def _read_hparams(folder: Path) -> dict[str, Any]:
     """The YAML as the run recorded it; where the folder lies now is where its files are."""
     file, save = folder / "hyperparams.yaml", str(folder / "save")
     found = data_only(file.read_text(encoding="utf-8"), file)
+    for key in ("encoder", "classifier", "modules", "mam"):
+        if key in found.left_out:
+            raise MAMError(
+                f"'{file}': '{key}' would call {found.left_out[key][0]}; what a run folder names "
+                "is not executed. The models that can be exported are this package's recipes': "
+                "HubertCTC, or BEATsEncoder with a classifier"
+            )
     overrides: dict[str, Any] = {"save_folder": save}
     if "\ncheckpointer: !new:" in found.text:
         overrides["checkpointer"] = {"checkpoints_dir": save}
@@ -156,7 +163,7 @@ def _read_hparams(folder: Path) -> dict[str, Any]:
         hparams = load_hyperpyyaml(found.text, overrides)
     except MAMError as error:
         raise MAMError(f"'{file}': {error}") from error
-    except (ImportError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(part) for part in error.args)
         raise MAMError(f"'{file}' cannot be loaded: {reason}") from error
     finally:
@@ -164,7 +171,6 @@ def _read_hparams(folder: Path) -> dict[str, Any]:
     for key, kinds in (("encoder", (HubertCTC, BEATsEncoder)), ("modules", dict)):
         if not isinstance(hparams.get(key), kinds):
             kind = type(hparams[key]).__name__ if key in hparams else "nothing"
-            kind = next(iter(found.left_out.get(key, ())), kind)
             raise MAMError(
                 f"'{file}': '{key}' is {kind}; the models that can be exported are this "
                 "package's recipes': HubertCTC, or BEATsEncoder with a classifier"
