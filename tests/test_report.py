@@ -416,13 +416,6 @@ def test_the_other_commands_need_no_plotting(tmp_path):
 HOSTILE = (
     *("<img src=x onerror=alert(1)>", "=1+1", "[a](javascript:alert)", "$\\frac{", "a|b\nc", "-2"),
 )
-    "<img src=x onerror=alert(1)>",
-    "=1+1",
-    "[a](javascript:alert)",
-    "$\\frac{",
-    "a|b\nc",
-    "-2",
-]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
