@@ -7,8 +7,8 @@ all controls beside it. Test data choose nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from speechbrain_mam.search.grid import (
     parse_grid,
     parse_subsets,
     points_of,
+    sweep_content,
 )
 from speechbrain_mam.search.identity import circumstances
 from speechbrain_mam.search.probe import Probe, probe
@@ -142,7 +143,7 @@ def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> tuple[Sw
         sweep.title = f"control {control}"
         points += sweep.run(points_of(grid, {best.subset: best.layers}, [best.donor], control))
     chosen = choose([untouched, *(s for s in points if s.point.control == "none")]).point
-    content = _as_json(sweep, brain.metric, [untouched, *points], best, chosen)
+    content = sweep_content("valid", sweep.ids, sweep.units, brain.metric, untouched, points)
     _write(folder / "sweep.json", content)
     _tell(sweep, brain, untouched, points, best, chosen, found)
     return sweep, best
@@ -178,22 +179,6 @@ def search_and_test(brain: TaskBrain, datasets: Mapping[str, Any], method: str) 
         results[name] = brain.test(datasets["test"], name)
     brain.write_plan()
     return {method: results.pop(method), **results}
-
-
-def _as_json(
-    sweep: Sweep, metric: str, points: Iterable[Scored], best: Point, chosen: Point
-) -> dict[str, Any]:
-    return {
-        "split": "valid",
-        "ids": sweep.ids,
-        "words": sweep.units,
-        "points": [
-            {**asdict(s.point), metric: error_rate(s, sweep.units), "errors": s.errors}
-            for s in points
-        ],
-        "chosen": asdict(best),
-        "untouched_was_better": chosen.lam == 1,
-    }
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
