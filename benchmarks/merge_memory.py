@@ -14,6 +14,7 @@ import argparse
 import io
 import json
 import re
+import resource
 import statistics
 import struct
 import subprocess
@@ -123,15 +124,17 @@ def tensors_of(file: Path) -> Iterator[tuple[str, bytes]]:
 
 def merge(
     target: Path | str, donor: Path | str, out: Path, lam: float, way: str = "numpy"
-) -> tuple[float, float]:
-    """Peak memory in MB and wall time in seconds of one merge."""
+) -> tuple[float, float, float]:
+    """Peak memory in MB, wall time and CPU time in seconds of one merge."""
     arguments = ["merge", str(target), str(donor), "--lam", str(lam), "--out", str(out), "--force"]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     code = PEAK.format(first=WAYS[way])
     ended = subprocess.run(
         [sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True
     )
-    return int(ended.stdout.split()[-1]) * 1024 / 1e6, time.perf_counter() - start
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return int(ended.stdout.split()[-1]) * 1024 / 1e6, wall, cpu
 
 
 def compare(target: Path, donor: Path, out: Path, lam: float) -> dict[str, Any]:
@@ -174,22 +177,22 @@ def measure(
     if not target.exists():
         for seed, (role, (config, tensors)) in enumerate(shapes().items()):
             write_model(folder / role, config, tensors, seed)
-    peak_mb, time_s = medians(times, target, donor, out, lam, way)
-    row = {"way": way, "lam": lam, "peak_mb": peak_mb, "time_s": time_s}
+    row: dict[str, Any] = {"way": way, "lam": lam}
+    row |= medians("", times, target, donor, out, lam, way)
     row["file_mb"] = (target / "model.safetensors").stat().st_size / 1e6
     row |= compare(target, donor, out, lam)
     if end:
         merge(target, donor, out, 1, way)
         row["lam_1_changed"] = compare(target, donor, out, lam=1)["tensors_changed"]
-        small = medians(times, SMALL, SMALL, folder / "small", lam, way)
-        row["small_peak_mb"], row["small_time_s"] = small
+        row |= medians("small_", times, SMALL, SMALL, folder / "small", lam, way)
     return row
 
 
-def medians(times: int, *arguments: Any) -> tuple[float, float]:
-    """Of :func:`merge`, called so many times."""
-    peaks, walls = zip(*(merge(*arguments) for _ in range(times)), strict=True)
-    return statistics.median(peaks), statistics.median(walls)
+def medians(prefix: str, times: int, *arguments: Any) -> dict[str, float]:
+    """Of what :func:`merge` gives, called so many times."""
+    found = zip(*(merge(*arguments) for _ in range(times)), strict=True)
+    names = (f"{prefix}{name}" for name in ("peak_mb", "time_s", "cpu_s"))
+    return dict(zip(names, map(statistics.median, found), strict=True))
 
 
 def main() -> None:
