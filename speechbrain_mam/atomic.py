@@ -137,6 +137,11 @@ def carry_along(model: Path, out: Path, weights: Collection[Path] = ()) -> None:
         shutil.copyfile(source, out / relative)
 
 
+def write_text_beside(file: Path, text: str) -> None:
+    """A text in UTF-8, by :func:`write_beside`."""
+    write_beside(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def write_beside(file: Path, write) -> None:
     """Call ``write(part)`` on a name beside ``file`` and rename: never a half-written file."""
     part = file.with_name(f".{file.name}.part")

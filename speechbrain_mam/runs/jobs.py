@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.errors import MAMError
 
 LOG_LINES_SHOWN = 20
@@ -111,8 +111,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1, show_progress: bool = True) 
 
 def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(job.asked, indent=1)
-    write_beside(job.record, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text_beside(job.record, json.dumps(job.asked, indent=1))
     with job.log.open("a", encoding="utf-8") as log:  # a resumed run's log goes on
         log.write(f"$ {shlex.join(job.command)}\n")
         log.flush()

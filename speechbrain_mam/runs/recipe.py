@@ -18,7 +18,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 from speechbrain.utils.train_logger import TensorboardLogger
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.brain.brain import MAMBrain
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
@@ -224,10 +224,8 @@ def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
         "results": results,
         "lambdas": lambdas,
     }
-    write_beside(
-        folder / "results.json",
-        lambda part: part.write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8"),
-    )
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    write_text_beside(folder / "results.json", text)
     lines = ["", "Test set:"]
     width = 2 + max(map(len, results))
     for name, metrics in results.items():

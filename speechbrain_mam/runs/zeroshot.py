@@ -15,7 +15,7 @@ from typing import Any
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.search.grid import (
     Point,
     Scored,
@@ -183,8 +183,7 @@ def search_and_test(brain: TaskBrain, datasets: Mapping[str, Any], method: str) 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
     if if_main_process():
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_beside(file, lambda part: part.write_text(text, encoding="utf-8"))
+        write_text_beside(file, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _tell(

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -100,12 +99,7 @@ class PrefixCache:
             self._disk = tempfile.TemporaryDirectory(prefix="prefix-", dir=self.folder)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._kept, self._latest, self._outputs, self._bytes = {}, {}, {}, 0
         if self._disk is not None:
             self._disk.cleanup()
