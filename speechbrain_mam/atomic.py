@@ -155,6 +155,11 @@ def _leads_out(file: Path, model: Path) -> bool:
     return not any(file.resolve().is_relative_to(home) for home in homes)
 
 
+def write_text_beside(file: Path, text: str) -> None:
+    """A text in UTF-8, by :func:`write_beside`."""
+    write_beside(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def write_beside(file: Path, write) -> None:
     """Call ``write(part)`` on a name beside ``file`` and rename: never a half-written file."""
     part = file.with_name(f".{file.name}.part")

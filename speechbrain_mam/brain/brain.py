@@ -19,7 +19,7 @@ import torch
 from speechbrain.utils.distributed import ddp_broadcast, if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.brain.checkpoints import guard
 from speechbrain_mam.brain.freezing import (
     apply_merge,
@@ -121,11 +121,7 @@ class MAMBrain(DurableBrain):
         """What is merged, as ``merge_plan.txt``."""
         if self.mam is None or self._folder is None or not if_main_process():
             return
-        text = f"{self.mam.plan}\n"
-        write_beside(
-            self._folder / "merge_plan.txt",
-            lambda part: part.write_text(text, encoding="utf-8"),
-        )
+        write_text_beside(self._folder / "merge_plan.txt", f"{self.mam.plan}\n")
 
     @property
     def _folder(self) -> Path | None:

@@ -157,6 +157,28 @@ def files_sha256(files: Sequence[Path]) -> str:
     return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
 
 
+def add_tensor(digest: Any, name: str, values: Any) -> None:
+    r"""Take a tensor, or an array of NumPy's, into a digest: its name, and the bytes it holds.
+
+    All hashes of tensors are made of it; what a checkpoint and an export keep of the donor is one.
+
+    Example
+    -------
+    >>> import numpy as np, torch
+    >>> digests = sha256(), sha256()
+    >>> add_tensor(digests[0], "bias", torch.ones(2))
+    >>> add_tensor(digests[1], "bias", np.ones(2, np.float32))
+    >>> digests[0].digest() == digests[1].digest() == sha256(b"bias" + 2 * b"\0\0\x80?").digest()
+    True
+    """
+    if hasattr(values, "detach"):
+        import torch
+
+        values = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    digest.update(name.encode())
+    digest.update(values.tobytes())
+
+
 def load_checkpoint(file: Path, remedy: str) -> Any:
     """What ``torch.save`` wrote, as long as that is data: pickled code is refused.
 

@@ -18,7 +18,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 from speechbrain.utils.train_logger import TensorboardLogger
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.brain.brain import MAMBrain
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
@@ -30,6 +30,8 @@ from speechbrain_mam.tasks.asr_data import train_loader_options
 from speechbrain_mam.tasks.task import TaskBrain
 
 logger = get_logger(__name__)
+
+Datasets = Mapping[str, DynamicItemDataset]
 
 
 def load_recipe(
@@ -143,9 +145,7 @@ def tensorboard_logger(use: bool, save_dir: str) -> TensorboardLogger | None:
     return TensorboardLogger(save_dir) if use else None
 
 
-def run_stages(
-    brain: TaskBrain, hparams: Mapping[str, Any], datasets: Mapping[str, DynamicItemDataset]
-) -> None:
+def run_stages(brain: TaskBrain, hparams: Mapping[str, Any], datasets: Datasets) -> None:
     """What follows once the trainer stands: the untouched model, training, the test, the summary.
 
     Zero-shot MAM with ``search`` chooses its merge on the validation set, tests it beside its
@@ -161,27 +161,39 @@ def run_stages(
     datasets : mapping
         ``train``, ``valid`` and ``test``.
     """
-    results, method, folder = {}, hparams["method"], Path(hparams["output_folder"])
+    results, folder = {}, Path(hparams["output_folder"])
     if hparams.get("search") and brain.mam is not None:
         read_search(hparams, brain.mam.plan.target_layers)  # a mistake is told before any work
     if hparams["test_untouched"]:
         results["untouched"] = brain.test(datasets["test"], "untouched", untouched=True)
     if hparams["number_of_epochs"] > 0:
-        brain.fit(
-            hparams["epoch_counter"],
-            datasets["train"],
-            datasets["valid"],
-            train_loader_kwargs=train_loader_options(hparams, datasets["train"]),
-            valid_loader_kwargs=hparams["valid_dataloader_opts"],
-        )
-    if hparams.get("search"):
-        results |= search_and_test(brain, datasets, method)
-    else:
-        results[method] = brain.test(datasets["test"], method)
+        fit(brain, hparams, datasets)
+    results |= final_test(brain, hparams, datasets)
     summarize(brain, results)
     if hparams.get("search") and if_main_process():
         report = write_report([folder], folder / "report", force=True)
         logger.info("\n%s\n\nThe report: %s", report.table, folder / "report" / "report.html")
+
+
+def fit(brain: TaskBrain, hparams: Mapping[str, Any], datasets: Datasets) -> None:
+    """Train as the YAML says, with an evaluation of ``valid`` after each epoch."""
+    brain.fit(
+        hparams["epoch_counter"],
+        datasets["train"],
+        datasets["valid"],
+        train_loader_kwargs=train_loader_options(hparams, datasets["train"]),
+        valid_loader_kwargs=hparams["valid_dataloader_opts"],
+    )
+
+
+def final_test(
+    brain: TaskBrain, hparams: Mapping[str, Any], datasets: Datasets
+) -> dict[str, dict[str, float]]:
+    """The metrics of the method's test; with ``search``, of its choice's and the controls'."""
+    method = hparams["method"]
+    if hparams.get("search"):
+        return search_and_test(brain, datasets, method)
+    return {method: brain.test(datasets["test"], method)}
 
 
 def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
@@ -212,10 +224,8 @@ def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
         "results": results,
         "lambdas": lambdas,
     }
-    write_beside(
-        folder / "results.json",
-        lambda part: part.write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8"),
-    )
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    write_text_beside(folder / "results.json", text)
     lines = ["", "Test set:"]
     width = 2 + max(map(len, results))
     for name, metrics in results.items():

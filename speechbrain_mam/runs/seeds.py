@@ -6,7 +6,8 @@
 
 Each quoted YAML may have overrides of its own; what follows ``--`` goes to every run. Runs lie in
 ``OUT/LABEL/SEED``, their output in ``OUT/LABEL/SEED.log``, the report in ``OUT/report``. Finished
-runs are not repeated and interrupted ones go on, when the same command is run again.
+runs are not repeated and interrupted ones go on, when the same command is run again. Where this
+command ends, by a failure, Ctrl-C or a signal, so does all that it has started.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import json
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -168,6 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             shared=shared,
             nproc_per_node=options.nproc_per_node,
         )
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # not so under nohup
+                signal.signal(number, signal.default_int_handler)
         try:
             run_jobs(jobs, options.jobs)
         except KeyboardInterrupt:
