@@ -1,6 +1,7 @@
 """``speechbrain-mam``: merges of model folders, measurements, exports and reports of runs.
 
-Exit codes: 0 done; 2 wrong usage or bad input, with one line on stderr that says why.
+Exit codes: 0 done; 2 wrong usage or bad input, with one line on stderr that says why. It may import
+every room.
 """
 
 from __future__ import annotations
