@@ -4,6 +4,7 @@ Each training is one of a tiny random model on noise and takes about three secon
 """
 
 import csv
+import hashlib
 import json
 import re
 
@@ -90,10 +91,18 @@ def test_learnable(parts, tmp_path):
         assert len(json.loads((out / f"utterances_{name}.json").read_text())["utterances"]) == 5
     for shown in ("Test set:", "Learned λ", "layer 2", "lambdas.png"):
         assert shown in done.stdout
+    note = json.loads((out / "environment.json").read_text())
+    manifest = (out / "save" / "train.csv").read_bytes()
+    assert note["train.csv_sha256"] == hashlib.sha256(manifest).hexdigest()
+    assert (note["precision"], note["ranks"], note["torch"]) == ("fp32", "1", torch.__version__)
+    assert note["target_sha256"] == json.loads((out / "results.json").read_text())["target_sha256"]
+    assert len(note["donor_sha256"]) == len(note["package_sha256"]) == 64
     # Evaluated again from the checkpoint alone, in a new process: the same figures
     before = (out / "utterances_mam_learnable.json").read_text()
-    run(command("mam_learnable", parts, out, "--test_only"))
+    (out / "environment.json").write_text(json.dumps(note | {"torch": "2.0.0"}))
+    again = run(command("mam_learnable", parts, out, "--test_only"))
     assert (out / "utterances_mam_learnable.json").read_text() == before
+    assert f"another environment: torch (2.0.0, now {torch.__version__})" in again.stdout
 
 
 def test_finetune_and_zeroshot(parts, tmp_path):

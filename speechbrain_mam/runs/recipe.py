@@ -21,6 +21,7 @@ from speechbrain_mam.brain.brain import MAMBrain
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report import write_report
+from speechbrain_mam.runs.environment import write_environment
 from speechbrain_mam.runs.option_checks import check_ranges
 from speechbrain_mam.runs.yaml_files import load_yaml
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
@@ -141,6 +142,7 @@ def run_stages(brain: TaskBrain, hparams: Mapping[str, Any], datasets: Datasets)
         ``train``, ``valid`` and ``test``.
     """
     results, folder = {}, Path(hparams["output_folder"])
+    write_environment(brain)
     if hparams.get("search") and brain.mam is not None:
         read_search(hparams, brain.mam.plan.target_layers)  # a mistake is told before any work
     if hparams["test_untouched"]:
