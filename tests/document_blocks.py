@@ -240,5 +240,5 @@ PROGRAMS: dict[str, Callable[[list[str], object], None]] = {
     "pip": _pip,
     "export": _export,
     "source": lambda words, _: None,
-    **dict.fromkeys(("pytest", "ruff", "mypy", "sphinx-build"), _files),
+    **dict.fromkeys(("pytest", "ruff", "mypy", "lint-imports", "sphinx-build"), _files),
 }
