@@ -222,7 +222,7 @@ def setup_arguments() -> dict:
 
 def _files(words: list[str], capsys) -> None:
     for word in words:
-        known = word in ("check", "format", "-W", "--keep-going", "docs/build")
+        known = word in ("check", "format", "--check", "-W", "--keep-going", "docs/build")
         assert known or Path(word).exists(), f"{word}: no such file"
 
 
