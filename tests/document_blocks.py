@@ -220,9 +220,13 @@ def setup_arguments() -> dict:
     return said
 
 
+WORDS = {"check", "format", "--check", "-W", "--keep-going", "-m", "not slow", "docs/build"}
+"""Of linters, pytest and Sphinx, that are no files."""
+
+
 def _files(words: list[str], capsys) -> None:
     for word in words:
-        known = word in ("check", "format", "--check", "-W", "--keep-going", "docs/build")
+        known = word in WORDS
         assert known or Path(word).exists(), f"{word}: no such file"
 
 

@@ -90,7 +90,7 @@ def test_every_block_is_of_a_kind_that_is_checked():
 
 
 def test_paths_that_the_pages_name_exist():
-    tops = "recipes|hparams|docs|tests|benchmarks|examples|speechbrain_mam|\\.github"
+    tops = "recipes|hparams|docs|tests|benchmarks|examples|speechbrain_mam|tools|\\.github"
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for path in re.findall(rf"`((?:{tops})/[\w./-]+)`", text):
