@@ -1,9 +1,11 @@
 """Peak memory and time of ``speechbrain-mam merge`` at HuBERT-Large's and BERT-large's shapes.
 
 Writes two models of the real shapes with random values (4 GB of disk, removed afterwards), merges
-them in a process of its own, and compares the result byte by byte and value by value.
+them in a process of its own, and compares the result byte by byte and value by value. ``--ways
+numpy torch`` does the same merge with torch's arithmetic too, which other merges take. ``small`` is
+a merge of the HuBERT-mini that is shipped (with itself): most of it is the start of the command.
 
-To run: python benchmarks/merge_memory.py [--lam 0.9] [--folder DIR] [--json]
+To run: python benchmarks/merge_memory.py [--ways numpy torch] [--times 3] [--folder DIR] [--json]
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import argparse
 import io
 import json
 import re
+import resource
+import statistics
 import struct
 import subprocess
 import sys
@@ -26,12 +30,21 @@ import numpy as np
 PEAK = r"""
 import re, sys
 from pathlib import Path
+{first}
 from speechbrain_mam.cli import main
 code = main(sys.argv[1:])
 print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 sys.exit(code)
 """
 """The command, and the most memory it had (ru_maxrss would count that of the parent, too)."""
+
+WAYS = {
+    "numpy": "",
+    "torch": "from speechbrain_mam.merging import on_disk; on_disk._is_plain = lambda plan: False",
+}
+"""What does the arithmetic, and what makes the command take that way."""
+
+SMALL = "speechbrain_mam/hubert-mini"
 
 MERGED = re.compile(r"attention\.(self\.(query|key|value)|[qkv]_proj)\.(weight|bias)$")
 
@@ -109,14 +122,19 @@ def tensors_of(file: Path) -> Iterator[tuple[str, bytes]]:
         assert not stream.read(1)
 
 
-def merge(target: Path, donor: Path, out: Path, lam: float) -> tuple[float, float]:
-    """Peak memory in MB and wall time in seconds of one merge."""
+def merge(
+    target: Path | str, donor: Path | str, out: Path, lam: float, way: str = "numpy"
+) -> tuple[float, float, float]:
+    """Peak memory in MB, wall time and CPU time in seconds of one merge."""
     arguments = ["merge", str(target), str(donor), "--lam", str(lam), "--out", str(out), "--force"]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = PEAK.format(first=WAYS[way])
     ended = subprocess.run(
-        [sys.executable, "-c", PEAK, *arguments], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True
     )
-    return int(ended.stdout.split()[-1]) * 1024 / 1e6, time.perf_counter() - start
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return int(ended.stdout.split()[-1]) * 1024 / 1e6, wall, cpu
 
 
 def compare(target: Path, donor: Path, out: Path, lam: float) -> dict[str, Any]:
@@ -148,35 +166,53 @@ def compare(target: Path, donor: Path, out: Path, lam: float) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, lam: float = 0.9, end: bool = True) -> dict[str, Any]:
-    """Everything this benchmark tells, as one row; λ = 1, too, where ``end``."""
-    for seed, (role, (config, tensors)) in enumerate(shapes().items()):
-        write_model(folder / role, config, tensors, seed)
+def measure(
+    folder: Path, lam: float = 0.9, end: bool = True, way: str = "numpy", times: int = 1
+) -> dict[str, Any]:
+    """Everything this benchmark tells of a way, as one row; λ = 1 and small models where ``end``.
+
+    Of several ``times`` the medians.
+    """
     target, donor, out = folder / "target", folder / "donor", folder / "out"
-    peak_mb, time_s = merge(target, donor, out, lam)
-    row = {"lam": lam, "peak_mb": peak_mb, "time_s": time_s}
+    if not target.exists():
+        for seed, (role, (config, tensors)) in enumerate(shapes().items()):
+            write_model(folder / role, config, tensors, seed)
+    row: dict[str, Any] = {"way": way, "lam": lam}
+    row |= medians("", times, target, donor, out, lam, way)
     row["file_mb"] = (target / "model.safetensors").stat().st_size / 1e6
     row |= compare(target, donor, out, lam)
     if end:
-        merge(target, donor, out, lam=1)
+        merge(target, donor, out, 1, way)
         row["lam_1_changed"] = compare(target, donor, out, lam=1)["tensors_changed"]
+        row |= medians("small_", times, SMALL, SMALL, folder / "small", lam, way)
     return row
+
+
+def medians(prefix: str, times: int, *arguments: Any) -> dict[str, float]:
+    """Of what :func:`merge` gives, called so many times."""
+    found = zip(*(merge(*arguments) for _ in range(times)), strict=True)
+    names = (f"{prefix}{name}" for name in ("peak_mb", "time_s", "cpu_s"))
+    return dict(zip(names, map(statistics.median, found), strict=True))
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--lam", type=float, default=0.9)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["numpy"])
+    parser.add_argument("--times", type=int, default=1, help="merges a way; the medians are shown")
     parser.add_argument("--folder", type=Path, help="where 5 GB of disk are free")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        row = measure(Path(scratch), options.lam)
-    if options.json:
-        print(json.dumps(row))
-    else:
-        for key, value in row.items():
-            print(f"{key:30} {value:.4g}" if isinstance(value, float) else f"{key:30} {value}")
+        for way in options.ways:
+            row = measure(Path(scratch), options.lam, way=way, times=options.times)
+            if options.json:
+                print(json.dumps(row))
+                continue
+            for key, value in row.items():
+                print(f"{key:30} {value:.4g}" if isinstance(value, float) else f"{key:30} {value}")
+            print()
 
 
 if __name__ == "__main__":

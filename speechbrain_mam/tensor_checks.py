@@ -198,3 +198,24 @@ finite in float16: the donor's tensor that is mixed into it is out of range; use
             "a λ nearer to 1, or a target in float32"
         )
     return values
+
+
+def norm_ratio(target: float, donor: float, name: str) -> float:
+    """‖target‖ / ‖donor‖ of two Frobenius norms, the factor of ``donor_scale: match_norm``.
+
+    Raises
+    ------
+    MAMError
+        If the donor's tensor, which the message calls ``name``, is all zeros.
+
+    Example
+    -------
+    >>> norm_ratio(5.0, 1.0, "encoder.query.weight")
+    5.0
+    """
+    if donor == 0:
+        raise MAMError(
+            f"key 'donor_scale': the donor's '{name}' is all zeros and cannot be scaled to the "
+            "target's norm; use 'none'"
+        )
+    return target / donor

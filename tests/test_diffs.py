@@ -334,6 +334,16 @@ def test_ten_lines_are_enough(recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
+def test_the_recipe_hides_what_it_inherits(recipe, unmodified):
+    """Methods without ``super()``: why MAMBrain wraps those of its subclasses."""
+    script, _ = files_of(RECIPES[recipe])
+    text = (unmodified / script).read_text(encoding="utf-8")
+    for name in ("init_optimizers", "on_stage_end"):
+        assert f"def {name}(self" in text and f"super().{name}" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_the_recipe_trains_and_resumes(recipe, unmodified, parts, tmp_path):
     script, yaml_name = files_of(RECIPES[recipe])
     patch(recipe, unmodified, tmp_path / "tree", "--include=*.py")

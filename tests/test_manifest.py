@@ -9,8 +9,8 @@ import pytest
 from speechbrain_mam import MAMError
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.runs.manifest import Recogniser, manifest_batches
 from speechbrain_mam.runs.place import place
-from speechbrain_mam.runs.probe_manifest import manifest_batches
 from speechbrain_mam.runs.sweep_manifest import _score
 from speechbrain_mam.tasks.asr_data import speech_dataset
 
@@ -47,7 +47,8 @@ def labels_and_errors(encoder, root, manifest):
     dataset = speech_dataset(manifest, str(root), encoder)
     labels = {item["id"]: (item["wrd"], item["tokens"].tolist()) for item in dataset}
     batches = list(manifest_batches(encoder, manifest, root, 2))
-    return labels, _score(encoder, batches, lambda _: nullcontext(), place("cpu"))
+    recogniser = Recogniser(encoder, place("cpu"))
+    return labels, _score(recogniser, batches, lambda _: nullcontext())
 
 
 WAYS = {

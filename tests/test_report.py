@@ -411,3 +411,35 @@ def test_the_other_commands_need_no_plotting(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"
+
+
+HOSTILE = (
+    *("<img src=x onerror=alert(1)>", "=1+1", "[a](javascript:alert)", "$\\frac{", "a|b\nc", "-2"),
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_in_a_run_are_no_html_link_formula_or_mathematics(tmp_path, name):
+    """A run's method, donor and hypotheses may have been written by anybody."""
+    test_set = TestSet()
+    runs = [
+        write_run(
+            tmp_path / str(k),
+            {"untouched": test_set.utterances(0.5, 0), method: test_set.utterances(0.3, k)},
+            method,
+            donor=donor,
+        )
+        for k, (method, donor) in enumerate((("finetune", None), (name, name)))
+    ]
+    for run in runs:
+        for file in run.glob("utterances_*.json"):
+            file.write_text(file.read_text().replace("UM", json.dumps(name)[1:-1]))
+    report = write_report(runs, tmp_path / "report", n_resamples=FAST)
+    page = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert not re.search(r"(?<!\\)<[A-Za-z/!?]", page) and "](javascript" not in page
+    html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in html and "<a " not in html
+    table = (tmp_path / "report" / "report.csv").read_text(encoding="utf-8")
+    cells = [cell for row in csv.reader(table.splitlines()) for cell in row]
+    assert not [c for c in cells if c[:1] in tuple("=+-@") and not re.fullmatch(r"-[\d.e-]+", c)]
+    assert report.rows

@@ -1,6 +1,7 @@
 """Several seeds: what is run, skipped, resumed and refused, with a recipe that only pretends."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from speechbrain_mam.runs.jobs import run_jobs
 from speechbrain_mam.runs.seeds import label_of, main, plan_jobs
 
 FAKE_RECIPE = """
-import json, re, sys, time
+import json, os, re, subprocess, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from made_up_runs import TestSet, write_run
@@ -24,6 +25,9 @@ given = dict(zip([w[2:] for w in words[::2]], words[1::2]))
 folder, seed = Path(given["output_folder"]), int(given["seed"])
 with Path({starts!r}).open("a") as stream:
     stream.write(f"{{folder.parent.name}}/{{seed}} {{time.time()}}\\n")
+if "workers" in given:
+    worker = subprocess.Popen(["sleep", "60"])
+    Path({starts!r} + ".pids").write_text(f"{{os.getpid()}} {{worker.pid}}")
 if "sleep" in given:
     time.sleep(float(given["sleep"]))
 if given.get("fail") == str(seed) and not Path({starts!r} + ".mended").exists():
@@ -117,6 +121,38 @@ def test_a_failure_ends_the_others(lab):
         run_jobs(jobs, at_once=2, show_progress=False)
     assert time.monotonic() - start < 30
     assert not any(job.finished for job in jobs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_ends_what_was_started(lab, number):
+    """Also what a run has started, as torchrun its workers; the signal reaches the command only."""
+    command = [sys.executable, "-m", "speechbrain_mam.seeds", str(lab.script)]
+    command += [f"{lab.yamls['finetune']} --workers 1 --sleep 60", "--seeds", "1", "2"]
+    command += ["--out", str(lab.out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    pids = Path(f"{lab.starts_file}.pids")
+    wait_until(lambda: pids.is_file() and len(pids.read_text().split()) == 2)
+    process.send_signal(number)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert said.endswith("interrupted; the same command goes on from here\n")
+    wait_until(lambda: not any(is_alive(int(pid)) for pid in pids.read_text().split()))
+    assert lab.starts() == ["finetune_workers_1_sleep_60/1"]
+
+
+def wait_until(holds) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    try:
+        return state.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_other_overrides_than_before_are_refused(lab):

@@ -19,7 +19,7 @@ import torch
 from speechbrain.utils.distributed import ddp_broadcast, if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.brain.checkpoints import guard
 from speechbrain_mam.brain.freezing import (
     apply_merge,
@@ -27,6 +27,7 @@ from speechbrain_mam.brain.freezing import (
     merge_again_after_loading,
     open_to_gradients,
 )
+from speechbrain_mam.brain.interruption import DurableBrain
 from speechbrain_mam.brain.lambda_history import LambdaHistory, LambdaLog
 from speechbrain_mam.brain.overridden import then, within
 from speechbrain_mam.brain.recomputation import use_nonreentrant_checkpointing
@@ -45,7 +46,7 @@ WRAPPERS = {
 }
 
 
-class MAMBrain(sb.Brain):
+class MAMBrain(DurableBrain):
     """A ``Brain`` that merges before training and folds before evaluation.
 
     Put it in front of any Brain: ``class ASR(MAMBrain, sb.Brain)``, or ``class MAMASR(MAMBrain,
@@ -105,8 +106,8 @@ class MAMBrain(sb.Brain):
         self._share_debug_folder()
         if self.mam is not None and self.checkpointer is not None:
             guard(self.checkpointer, self.mam)
-        if self.history is not None and self.checkpointer is not None:
-            self.checkpointer.add_recoverable("mam", self.history)
+            if self.history is not None:
+                self.checkpointer.add_recoverable("mam", self.history)
         self.write_plan()
 
     def _share_debug_folder(self) -> None:
@@ -120,11 +121,7 @@ class MAMBrain(sb.Brain):
         """What is merged, as ``merge_plan.txt``."""
         if self.mam is None or self._folder is None or not if_main_process():
             return
-        text = f"{self.mam.plan}\n"
-        write_beside(
-            self._folder / "merge_plan.txt",
-            lambda part: part.write_text(text, encoding="utf-8"),
-        )
+        write_text_beside(self._folder / "merge_plan.txt", f"{self.mam.plan}\n")
 
     @property
     def _folder(self) -> Path | None:
@@ -147,8 +144,7 @@ class MAMBrain(sb.Brain):
 
     def init_optimizers(self):
         """The Brain's optimizers, and λ's own."""
-        super().init_optimizers()
-        self._mam_after_init_optimizers(None)
+        self._mam_after_init_optimizers(super().init_optimizers())
 
     def _mam_after_init_optimizers(self, result):
         if self.history is None:

@@ -133,15 +133,8 @@ def merge_again_after_loading(mam: MAM, started: Callable[[], bool]) -> None:
 def _check_lam_among(state: Any, prefix: str, mam: MAM) -> None:
     """Once λ are being learned, weights without λ are folded ones, or another training's."""
     names = [name for name in state if name.startswith(prefix)]
-    projections = {entry.target.rpartition(".")[2] for entry in mam.plan.entries}
-    owners = {entry.target.rpartition(".")[0].rpartition(".")[2] for entry in mam.plan.entries}
-    ours = [
-        n
-        for n in names
-        if n.split(".")[-1] in projections
-        and n.split(".")[-2:-1][0:1] != []
-        and n.split(".")[-2] in owners
-    ]
+    merged = {tuple(entry.target.split(".")[-2:]) for entry in mam.plan.entries}
+    ours = [name for name in names if tuple(name.split(".")[-2:]) in merged]
     if ours and not any(name.rpartition(".")[2] == "lam" for name in names):
         raise MAMError(
             f"weights without λ are loaded into a target whose λ are learned ('{ours[0]}' is among "

@@ -1,5 +1,14 @@
 """A method that a subclass overrides, with something of the base class after or around it.
 
+SpeechBrain's recipes write ``on_stage_end``, ``init_optimizers``, ``freeze_optimizers`` and
+``fit_batch`` without ``super()``. In ``class MAMASR(MAMBrain, TheirASR)`` plain inheritance would
+do, since MAMBrain's methods come first. In ``class ASR(MAMBrain, sb.Brain)``, the one line that the
+diffs of ``examples/diffs`` change in a recipe, the recipe's methods come first and would hide
+MAMBrain's: λ would be in no optimizer and in no log. LibriSpeech's CTC and IEMOCAP's recipe with
+wav2vec 2.0 are such recipes (``tests/test_diffs.py`` looks), and so is this package's own
+:class:`~speechbrain_mam.tasks.task.TaskBrain`. A recipe that averages checkpoints does so after
+``super().on_evaluate_start()``, so that MAM's part has to end after the recipe's.
+
 Example
 -------
 >>> class Base:

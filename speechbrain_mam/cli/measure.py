@@ -84,14 +84,8 @@ def probe_command(options: argparse.Namespace) -> None:
     found = probe_manifest(
         options.target,
         options.donor,
-        Path(options.manifest),
-        Path(options.data_folder) if options.data_folder else None,
-        options.batch_size,
-        device=options.device,
-        precision=options.precision,
-        progress=sys.stderr.isatty(),
         layers=options.layers,
-        **_choices(options),
+        **_speech(options),
     )
     content = json.dumps(found.as_dict(), indent=2)
     if out is not None:
@@ -114,16 +108,10 @@ def sweep_command(options: argparse.Namespace) -> None:
     found = sweep_manifest(
         options.target,
         options.donor,
-        Path(options.manifest),
         grid=options.grid,
         layers=options.layers,
         controls=options.controls,
-        data_folder=Path(options.data_folder) if options.data_folder else None,
-        batch_size=options.batch_size,
-        device=options.device,
-        precision=options.precision,
-        progress=sys.stderr.isatty(),
-        **_choices(options),
+        **_speech(options),
     )
     content = json.dumps(found.as_dict(), indent=1, ensure_ascii=False)
     if out is not None:
@@ -143,8 +131,17 @@ def _hide_loading() -> None:
     logging.disable_progress_bar()
 
 
-def _choices(options: argparse.Namespace) -> dict[str, Any]:
-    return {key: getattr(options, key) for key in MERGE_CHOICES}
+def _speech(options: argparse.Namespace) -> dict[str, Any]:
+    """What both commands hand on: the speech, where it is evaluated, how the merge is made."""
+    return {
+        "manifest": Path(options.manifest),
+        "data_folder": Path(options.data_folder) if options.data_folder else None,
+        "batch_size": options.batch_size,
+        "device": options.device,
+        "precision": options.precision,
+        "progress": sys.stderr.isatty(),
+        **{key: getattr(options, key) for key in MERGE_CHOICES},
+    }
 
 
 def _checked_out(options: argparse.Namespace) -> Path | None:

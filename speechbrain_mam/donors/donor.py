@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from speechbrain_mam.model_files.folder import ModelFolder as ModelFolder
 from speechbrain_mam.model_files.open_donor import open_donor
+from speechbrain_mam.model_files.read import add_tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,11 +80,10 @@ def fingerprint(source: TensorSource, keys: Iterable[TensorKey]) -> str:
     """
     digest = hashlib.sha256()
     for key in keys:
-        add_to_fingerprint(digest, key, source.tensor(key).float().contiguous().cpu().numpy())
+        add_to_fingerprint(digest, key, source.tensor(key).float().cpu().numpy())
     return digest.hexdigest()
 
 
 def add_to_fingerprint(digest: Any, key: TensorKey, values: np.ndarray) -> None:
     """One tensor's part of :func:`fingerprint`, of float32 values in the tensor's shape."""
-    digest.update(repr((key, tuple(values.shape))).encode())
-    digest.update(values.astype("<f4", copy=False).tobytes())
+    add_tensor(digest, repr((key, tuple(values.shape))), values.astype("<f4", copy=False))

@@ -15,7 +15,6 @@ from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.learning.linear import MergedLinear, MergedLinearByWeight
-from speechbrain_mam.learning.module import wide
 from speechbrain_mam.learning.other_layers import (
     ManyDonorsLinear,
     MergedRows,
@@ -24,6 +23,7 @@ from speechbrain_mam.learning.other_layers import (
     copy_module,
     merge_rows,
 )
+from speechbrain_mam.merging.arithmetic import wide
 from speechbrain_mam.merging.methods import method_named
 from speechbrain_mam.merging.plan import MergePlan, PlanEntry
 from speechbrain_mam.merging.prepare import donor_parts, donor_tensors

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from speechbrain_mam.learning.module import MergedModule as MergedModule
 from speechbrain_mam.learning.module import (
     autocast_as_now,
-    fold,
     mean,
     merged_attribute,
-    mix,
     read_merged,
-    wide,
 )
+from speechbrain_mam.merging import arithmetic, methods
+from speechbrain_mam.merging.arithmetic import wide
 from speechbrain_mam.merging.methods import METHODS, MergeMethod
 
 
@@ -89,6 +88,7 @@ class _MergedLinearFunction(torch.autograd.Function):
         with ctx.autocast():
             if needs_x:
                 if weight.dtype == donor_weight.dtype:
+                    # W_donor + λ · (W_target − W_donor), the difference being there
                     merged = torch.addcmul(donor_weight, difference, spread, out=buffer)
                 else:  # cast as in forward, to the bit
                     merged = _merge(weight, donor_weight, spread, buffer)
@@ -122,7 +122,7 @@ class _MergedLinearFunction(torch.autograd.Function):
 
 
 def _merge(own: Tensor, donor: Tensor, lam: Tensor, out: Tensor | None = None) -> Tensor:
-    return torch.lerp(donor, own.to(donor.dtype), lam, out=out).to(own.dtype)
+    return methods.linear(own.to(donor.dtype), donor, lam, out).to(own.dtype)
 
 
 def _merge_bias(bias: Tensor | None, donor_bias: Tensor | None, lam: Tensor) -> Tensor | None:
@@ -235,12 +235,12 @@ class MergedLinear(MergedModule, nn.Linear):
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """The merged weight and bias, differentiable."""
-        return self._merged_by(mix)
+        return self._merged_by(arithmetic.mix)
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as :class:`~speechbrain_mam.merging.apply.Merge` would write them."""
-        return self._merged_by(fold)
+        return self._merged_by(arithmetic.linear)
 
     def forward(self, input: Tensor) -> Tensor:
         """Project ``[..., in]`` to ``[..., out]`` with the merged weight."""

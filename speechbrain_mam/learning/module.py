@@ -16,19 +16,6 @@ from torch import Tensor, nn
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.learning.once_a_forward import once_a_forward
-from speechbrain_mam.merging.arithmetic import linear
-from speechbrain_mam.merging.methods import MergeMethod
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The precision of a merge: float32, or float64 where the target is.
-
-    Example
-    -------
-    >>> wide(torch.bfloat16), wide(torch.float64)
-    (torch.float32, torch.float64)
-    """
-    return torch.promote_types(dtype, torch.float32)
 
 
 def autocast_as_now(device: torch.device) -> Callable[[], AbstractContextManager]:
@@ -37,65 +24,6 @@ def autocast_as_now(device: torch.device) -> Callable[[], AbstractContextManager
         return nullcontext
     enabled, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
     return functools.partial(torch.autocast, device.type, dtype, enabled)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """Autocast off: it would take sums of products, as several donors need, to half precision."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
-def mix(target: Tensor, donor: Tensor, lam: Tensor, method: MergeMethod) -> Tensor:
-    """Both by ``method``: :func:`speechbrain_mam.merging.arithmetic.linear`, but live.
-
-    Arguments
-    ---------
-    target, donor : Tensor
-        Same shape; the donor in :func:`wide` precision.
-    lam : Tensor
-        One number, or a tensor that broadcasts.
-    method : MergeMethod
-        How.
-
-    Returns
-    -------
-    Tensor
-        In the target's precision, differentiable.
-
-    Example
-    -------
-    >>> from speechbrain_mam.merging.methods import METHODS
-    >>> mix(torch.ones(1).half(), torch.zeros(1), torch.tensor([0.999]), METHODS["linear"])
-    tensor([0.9990], dtype=torch.float16)
-    """
-    if lam.numel() == 1:
-        # Like a Python number, it leaves the tensors' precision alone; a method that computes in
-        # double is to have it in double (Apple's GPUs have none).
-        number = torch.float32 if lam.device.type == "mps" else torch.float64
-        lam = lam.reshape(()).to(lam.dtype if method.is_linear else number)
-    dtype = wide(target.dtype)
-    with without_autocast(target.device):
-        return method.function(target.to(dtype), donor.to(dtype), lam).to(target.dtype)
-
-
-def fold(target: Tensor, donor: Tensor, lam: Tensor, method: MergeMethod) -> Tensor:
-    """:func:`mix` for good: one λ gives the bits that a zero-shot merge with this λ gives.
-
-    Where λ has several values, 1 is the target's bits and 0 of a linear method the donor's too.
-
-    Example
-    -------
-    >>> from speechbrain_mam.merging.methods import METHODS
-    >>> lam = torch.tensor([[1.0], [0.5]])
-    >>> fold(torch.full((2, 1), -0.0), torch.ones(2, 1), lam, METHODS["linear"])
-    tensor([[-0.0000],
-            [0.5000]])
-    """
-    if lam.numel() == 1:
-        return linear(target, donor, lam.item(), method.name)
-    mixed = mix(target, donor, lam, method).where(lam != 1, target)
-    return mixed.where(lam != 0, donor.to(target.dtype)) if method.is_linear else mixed
 
 
 def mean(lam: Tensor) -> Tensor:

@@ -15,14 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechbrain_mam.learning.linear import MergedLinearByWeight, MergedModule
-from speechbrain_mam.learning.module import (
-    fold,
-    merged_attribute,
-    mix,
-    read_merged,
-    wide,
-    without_autocast,
-)
+from speechbrain_mam.learning.module import merged_attribute, read_merged
+from speechbrain_mam.merging.arithmetic import linear, mix, wide, without_autocast
 from speechbrain_mam.merging.methods import MergeMethod
 
 
@@ -135,7 +129,7 @@ class MergedRows(MergedModule):
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """The merged tensors as :class:`~speechbrain_mam.merging.apply.Merge` would write them."""
-        return self._merged_by(fold)
+        return self._merged_by(linear)
 
 
 class _MergedRowsLinear(MergedRows, nn.Linear):

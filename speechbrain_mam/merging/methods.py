@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from speechbrain_mam.errors import MAMError, one_of
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Tensors bring their own methods, so that torch is not imported here: the command line works on
 # files and does without it.
 MergeFunction = Callable[["Tensor", "Tensor", Any], "Tensor"]
+Function = TypeVar("Function", bound=MergeFunction)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ METHODS: dict[str, MergeMethod] = {}
 """Every method by name. A new one is a function with :func:`merge_method` above it."""
 
 
-def merge_method(name: str, **options: Any) -> Callable[[MergeFunction], MergeFunction]:
+def merge_method(name: str, **options: Any) -> Callable[[Function], Function]:
     """Register a function under ``name``; see :class:`MergeMethod` for the options.
 
     Raises
@@ -90,7 +91,7 @@ def merge_method(name: str, **options: Any) -> Callable[[MergeFunction], MergeFu
     'larger'
     """
 
-    def register(function: MergeFunction) -> MergeFunction:
+    def register(function: Function) -> Function:
         if name in METHODS:
             raise MAMError(f"a merge method '{name}' exists; choose another name")
         METHODS[name] = MergeMethod(name, function, **options)
@@ -117,8 +118,8 @@ _LINEAR = "λ · W_target + (1 − λ) · W_donor"
 @merge_method("pretrained", formula=_LINEAR, same_family=True)
 @merge_method("norm_matched", formula=_LINEAR, donor_scale="match_norm")
 @merge_method("linear", formula=_LINEAR)
-def linear(target: Tensor, donor: Tensor, lam: Any) -> Tensor:
-    """λ · target + (1 − λ) · donor.
+def linear(target: Tensor, donor: Tensor, lam: Any, out: Tensor | None = None) -> Tensor:
+    """λ · target + (1 − λ) · donor; into the memory of ``out``, where there is one.
 
     Example
     -------
@@ -126,7 +127,11 @@ def linear(target: Tensor, donor: Tensor, lam: Any) -> Tensor:
     >>> linear(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]), 0.5)
     tensor([2., 4.])
     """
-    return donor.lerp(target, lam)
+    if out is None:
+        return donor.lerp(target, lam)
+    import torch  # there is one already, where there is an `out`
+
+    return torch.lerp(donor, target, lam, out=out)
 
 
 @merge_method("slerp", formula="(sin λω · W_target + sin (1 − λ)ω · W_donor) / sin ω")

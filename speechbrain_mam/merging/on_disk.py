@@ -23,9 +23,10 @@ from speechbrain_mam.atomic import carry_along
 from speechbrain_mam.donors.donor import add_to_fingerprint
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.methods import method_named
-from speechbrain_mam.merging.plan import MergePlan, PlanEntry
+from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.tensor_file import Array, TensorFile, mix
 from speechbrain_mam.model_files.folder import ModelFolder
+from speechbrain_mam.tensor_checks import norm_ratio
 
 
 def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out: Path) -> None:
@@ -116,7 +117,8 @@ def _rewrite(
             add_to_fingerprint(digest, entry.donor_key, values.reshape(entry.shape))
             if plan.donor_scale == "match_norm":
                 if entry.kind == "weight":
-                    factors[entry.layer, entry.projection] = _norm_ratio(ours_now, values, entry)
+                    factor = norm_ratio(_norm(ours_now), _norm(values), entry.donor)
+                    factors[entry.layer, entry.projection] = factor
                 # a bias is scaled with its weight, so that x ↦ W·x + b is scaled as a whole
                 values = values * values.dtype.type(factors[entry.layer, entry.projection])
             if entry.lam != 1:
@@ -139,12 +141,5 @@ def _read_other(donor: ModelFolder, name: str) -> Array:
     return values
 
 
-def _norm_ratio(target: Array, donor: Array, entry: PlanEntry) -> float:
-    """‖target‖ / ‖donor‖ (Frobenius), the factor of ``donor_scale: match_norm``."""
-    norm = np.linalg.norm(donor.astype(np.float64))
-    if norm == 0:
-        raise MAMError(
-            f"key 'donor_scale': the donor's '{entry.donor}' is all zeros and cannot be scaled to "
-            "the target's norm; use 'none'"
-        )
-    return float(np.linalg.norm(target.astype(np.float64)) / norm)
+def _norm(values: Array) -> float:
+    return float(np.linalg.norm(values.astype(np.float64)))

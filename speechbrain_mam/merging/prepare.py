@@ -9,31 +9,8 @@ import torch
 
 from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.donors.mix import DonorMix
-from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.plan import MergePlan, PlanEntry
-from speechbrain_mam.tensor_checks import checked, checked_result
-
-
-def norm_ratio(target: torch.Tensor, donor: torch.Tensor, name: str = "tensor") -> float:
-    """‖target‖ / ‖donor‖ (Frobenius), the factor of ``donor_scale: match_norm``.
-
-    Raises
-    ------
-    MAMError
-        If the donor is all zeros; ``name`` is what the message calls it.
-
-    Example
-    -------
-    >>> norm_ratio(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
-    5.0
-    """
-    norm = donor.double().norm().item()
-    if norm == 0:
-        raise MAMError(
-            f"key 'donor_scale': the donor's '{name}' is all zeros and cannot be scaled to the "
-            "target's norm; use 'none'"
-        )
-    return target.double().norm().item() / norm
+from speechbrain_mam.tensor_checks import checked, checked_result, norm_ratio
 
 
 def own_part(entry: PlanEntry, tensor: torch.Tensor) -> torch.Tensor:
@@ -101,7 +78,11 @@ def _prepared(
                     # A projection's bias is scaled by its weight's factor, so that the donor's
                     # x ↦ W·x + b is scaled as a whole.
                     ours_now = own_part(entry, read_target(entry.target))
-                    factor = norm_ratio(ours_now, theirs[name], entry.donor)
+                    factor = norm_ratio(_norm(ours_now), _norm(theirs[name]), entry.donor)
                 theirs[name] = theirs[name] * factor
                 checked_result(theirs[name], entry.donor)
             yield entry, theirs[name]
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return tensor.double().norm().item()

@@ -1,8 +1,12 @@
 """Tensors of a safetensors file, read and overwritten where they lie.
 
 Header, metadata, padding, order and every other tensor keep their bytes, and one tensor at a time
-is in memory. NumPy does the arithmetic: importing torch takes more memory and time than a whole
-merge (``benchmarks/merge_memory.py``).
+is in memory.
+
+NumPy does the arithmetic, a second time beside :mod:`speechbrain_mam.merging.arithmetic`, since
+importing torch takes more memory and CPU time than a whole merge. ``python
+benchmarks/merge_memory.py --ways numpy torch --times 3``: at HuBERT-Large's and BERT-large's shapes
+100 MB and 4.6 s, with torch 594 MB and 7.1 s; of HuBERT-mini 60 MB and 0.9 s, 555 MB and 3.8 s.
 """
 
 from __future__ import annotations

@@ -6,18 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from speechbrain.dataio.dataset import DynamicItemDataset
-
 from speechbrain_mam.errors import MAMError, one_of
-from speechbrain_mam.runs.recipe import summarize
-from speechbrain_mam.runs.zeroshot import read_search, search, search_and_test
+from speechbrain_mam.runs.recipe import Datasets, final_test, fit, summarize
+from speechbrain_mam.runs.zeroshot import read_search, search
 from speechbrain_mam.tasks.audio_events import AudioEvents
 
 MERGE_INTO = ("untouched", "finetuned", "pretrained")
 """What a zero-shot merge goes into: the untouched encoder, with nothing trained but the linear
 classifier; the fine-tuned classifier; or the pretrained encoder, before it is fine-tuned."""
-
-Datasets = Mapping[str, DynamicItemDataset]
 
 
 def run_fold(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets) -> None:
@@ -56,7 +52,7 @@ def run_fold(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets)
             # λ starts below 1: the classifier is to fit the features that training starts from,
             # as it does without merging.
             brain.fit_classifier(datasets["train"], datasets["valid"])
-        _fit(brain, hparams, datasets)
+        fit(brain, hparams, datasets)
         results[method] = brain.test(datasets["test"], method)
     summarize(brain, results)
 
@@ -84,12 +80,10 @@ def _merge(
     into = hparams["merge_into"]
     if into == "finetuned":
         with mam.taken_back(), _as_plain(brain):
-            _fit(brain, hparams, datasets)
+            fit(brain, hparams, datasets)
             results["finetune"] = brain.test(datasets["test"], "finetune")
     if into != "pretrained":
-        if hparams["search"]:
-            return results | search_and_test(brain, datasets, method)
-        return results | {method: brain.test(datasets["test"], method)}
+        return results | final_test(brain, hparams, datasets)
     if hparams["search"]:
         # Its controls would have to be fine-tuned too: runs of their own, with --control.
         sweep, best = search(brain, datasets["valid"], with_controls=False)
@@ -97,21 +91,8 @@ def _merge(
         brain.write_plan()
     with _as_plain(brain):  # the merged weights are the encoder's own from here on
         brain.fit_classifier(datasets["train"], datasets["valid"])
-        _fit(brain, hparams, datasets)
+        fit(brain, hparams, datasets)
         return {method: brain.test(datasets["test"], method)}
-
-
-def _fit(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets) -> None:
-    brain.fit(
-        hparams["epoch_counter"],
-        datasets["train"],
-        datasets["valid"],
-        train_loader_kwargs={
-            **hparams["train_dataloader_opts"],
-            "shuffle": hparams["sorting"] == "random",
-        },
-        valid_loader_kwargs=hparams["valid_dataloader_opts"],
-    )
 
 
 @contextmanager

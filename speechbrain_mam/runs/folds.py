@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_beside, write_text_beside
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report import write_report
 from speechbrain_mam.report.confusion import plot_confusions
@@ -187,4 +187,4 @@ def _class_changes(clips: Mapping[str, Clips], method: str) -> list[str]:
 
 def _write_json(file: Path, content: Any) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    write_beside(file, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text_beside(file, text)

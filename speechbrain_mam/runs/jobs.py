@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
-import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.errors import MAMError
 
 LOG_LINES_SHOWN = 20
-_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Job:
     seed : int
         Its seed.
     folder : Path
-        Its output folder.
+        Its output folder. What it printed, over all its starts, is ``SEED.log`` beside it.
     command : tuple of str
         What is run.
     asked : dict
@@ -54,7 +54,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What it printed, over all its starts."""
+        """What it printed."""
         return self.folder.with_name(f"{self.seed}.log")
 
     @property
@@ -82,45 +82,42 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1, show_progress: bool = True) 
         If a run fails: its name and the end of its log.
     """
     waiting = deque(job for job in jobs if not job.finished)
-    environment = dict(os.environ)
-    if at_once > 1:
-        threads = max(1, (os.cpu_count() or 1) // at_once)
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
-    running: list[tuple[Job, subprocess.Popen]] = []
-    bar = tqdm(
-        total=len(jobs), initial=len(jobs) - len(waiting), unit="run", disable=not show_progress
-    )
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                job = waiting.popleft()
-                running.append((job, _start(job, environment)))
-                bar.set_postfix_str(", ".join(f"{j.label} seed {j.seed}" for j, _ in running))
-            time.sleep(_POLL_S)
-            for job, process in list(running):
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+    environment = {**(threads if at_once > 1 else {}), **os.environ}
+    running: dict[Future[int], tuple[Job, subprocess.Popen]] = {}
+    done = len(jobs) - len(waiting)
+    bar = tqdm(total=len(jobs), initial=done, unit="run", disable=not show_progress)
+    # In a file each refresh of the bar would be one more line.
+    refresh_s = 0.5 if sys.stderr.isatty() else None
+    with ThreadPoolExecutor(at_once) as pool, bar:
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    job = waiting.popleft()
+                    process = _start(job, environment)
+                    running[pool.submit(process.wait)] = job, process
+                    names = (f"{job.label} seed {job.seed}" for job, _ in running.values())
+                    bar.set_postfix_str(", ".join(names))
+                for ended in wait(running, refresh_s, FIRST_COMPLETED).done:
+                    _check_end(running.pop(ended)[0], ended.result())
+                    bar.update()
+                if refresh_s:
+                    bar.refresh()
+        finally:
+            for _, process in running.values():
                 if process.poll() is None:
-                    continue
-                running.remove((job, process))
-                _check_end(job, process.returncode)
-                bar.update()
-            if sys.stderr.isatty():  # in a file each refresh would be one more line
-                bar.refresh()
-    finally:
-        bar.close()
-        for _, process in running:
-            process.terminate()
-        for _, process in running:
-            process.wait()
+                    os.killpg(process.pid, signal.SIGTERM)  # what it has started, too
 
 
 def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(job.asked, indent=1)
-    write_beside(job.record, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text_beside(job.record, json.dumps(job.asked, indent=1))
     with job.log.open("a", encoding="utf-8") as log:  # a resumed run's log goes on
         log.write(f"$ {shlex.join(job.command)}\n")
         log.flush()
-        return subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(
+            job.command, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
 
 
 def _check_end(job: Job, exit_code: int) -> None:

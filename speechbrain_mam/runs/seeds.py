@@ -6,7 +6,8 @@
 
 Each quoted YAML may have overrides of its own; what follows ``--`` goes to every run. Runs lie in
 ``OUT/LABEL/SEED``, their output in ``OUT/LABEL/SEED.log``, the report in ``OUT/report``. Finished
-runs are not repeated and interrupted ones go on, when the same command is run again.
+runs are not repeated and interrupted ones go on, when the same command is run again. Where this
+command ends, by a failure, Ctrl-C or a signal, so does all that it has started.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import hashlib
 import json
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from speechbrain_mam.errors import MAMError, one_line_errors
 from speechbrain_mam.runs.jobs import Job, run_jobs
+from speechbrain_mam.runs.yaml_files import content_sha256, files_of
 
 
 def label_of(yaml: Path, overrides: Sequence[str]) -> str:
@@ -34,7 +37,8 @@ def label_of(yaml: Path, overrides: Sequence[str]) -> str:
     """
     method = None
     if yaml.is_file():
-        method = re.search(r"^method:\s*(\w+)", yaml.read_text(encoding="utf-8"), flags=re.M)
+        text = "\n".join(file.read_text(encoding="utf-8") for file in files_of(yaml))
+        method = re.search(r"^method:\s*(\w+)", text, flags=re.M)
     parts = [method[1] if method else yaml.stem, *(word.lstrip("-") for word in overrides)]
     label = "_".join(re.sub(r"[^\w.+-]+", "-", part).strip("-.") for part in parts)
     if len(label) > 80:
@@ -103,7 +107,7 @@ def plan_jobs(
             asked = {
                 "script": str(script.resolve()),
                 "yaml": str(yaml.resolve()),
-                "YAML content (sha256)": hashlib.sha256(yaml.read_bytes()).hexdigest(),
+                "YAML content (sha256)": content_sha256(yaml),
                 "overrides": [*own, *shared],
                 "nproc_per_node": nproc_per_node,
             }
@@ -168,6 +172,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             shared=shared,
             nproc_per_node=options.nproc_per_node,
         )
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # not so under nohup
+                signal.signal(number, signal.default_int_handler)
         try:
             run_jobs(jobs, options.jobs)
         except KeyboardInterrupt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,8 @@ import speechbrain as sb
 import torch
 
 from speechbrain_mam.errors import one_of
-from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.runs.place import Place, place
-from speechbrain_mam.runs.probe_manifest import manifest_batches
+from speechbrain_mam.runs.manifest import Recogniser, manifest_batches
 from speechbrain_mam.search.grid import (
     SWEEP_CONTROLS,
     Point,
@@ -25,10 +23,9 @@ from speechbrain_mam.search.grid import (
     parse_grid,
     parse_subsets,
     points_of,
+    sweep_content,
 )
 from speechbrain_mam.search.sweep import Around, Sweep
-from speechbrain_mam.tasks.finite import check_outputs
-from speechbrain_mam.tasks.task import kept
 
 
 @dataclass(frozen=True)
@@ -64,17 +61,7 @@ class SweepTable:
 
     def as_dict(self) -> dict[str, Any]:
         """As ``sweep.json`` of a recipe's search, for the report and for programs."""
-        return {
-            "split": "manifest",
-            "ids": list(self.ids),
-            "words": list(self.words),
-            "points": [
-                {**asdict(s.point), "WER": error_rate(s, self.words), "errors": list(s.errors)}
-                for s in (self.untouched, *self.points)
-            ],
-            "chosen": asdict(self.best.point),
-            "untouched_was_better": self.untouched_was_better,
-        }
+        return sweep_content("manifest", self.ids, self.words, "WER", self.untouched, self.points)
 
     def __str__(self) -> str:
         lines = [
@@ -117,27 +104,14 @@ def sweep_manifest(
 
     Arguments
     ---------
-    target, donor : str
-        Folder or name of a ``HubertForCTC`` (or kin), and of the donor.
-    manifest : Path
-        SpeechBrain's CSV with ``ID, duration, wav, wrd``; a recipe leaves ``valid.csv`` in its save
-        folder.
     grid : float, str or iterable of float
         λ, the target's share.
     layers : sequence of str
         Choices of layers: ``all``, ``first:k``, ``last:k``, ranges.
     controls : sequence of str
         Controls in the donor's place, over the grid at the best choice of layers.
-    data_folder : Path, optional
-        What ``$data_root`` in the manifest stands for; what its recipe noted beside it by default.
-    batch_size : int
-        Utterances a batch, in the order of their durations.
-    device : str, optional
-        ``cpu``, ``cuda`` or ``cuda:1``; the GPU by default, where there is one.
-    precision : str
-        ``fp32``, ``fp16`` or ``bf16``.
-    progress : bool
-        Whether to show a progress bar.
+    target, donor, manifest, data_folder, batch_size, device, precision, progress
+        As for :func:`speechbrain_mam.runs.probe_manifest.probe_manifest`.
     **options
         ``projections``, ``layer_map``, ``bias``, ``donor_scale``, ``method``, ``align``, ``width``
         of :func:`speechbrain_mam.merging.planner.make_plan`.
@@ -150,15 +124,14 @@ def sweep_manifest(
     lams = parse_grid(grid)
     for control in controls:
         one_of("controls", control, SWEEP_CONTROLS)
-    where = place(device, precision)
-    encoder = HubertCTC(target, trainable="none").eval().to(where.device)
-    mam = MAM(encoder, donor, lam=lams[0], learnable=False, **options)
+    recogniser = Recogniser.load(target, device, precision)
+    mam = MAM(recogniser.encoder, donor, lam=lams[0], learnable=False, **options)
     subsets = parse_subsets(layers, mam.plan.target_layers)
-    batches = list(manifest_batches(encoder, manifest, data_folder, batch_size))
+    batches = list(manifest_batches(recogniser.encoder, manifest, data_folder, batch_size))
     with tempfile.TemporaryDirectory() as scratch:
 
         def score(around: Around) -> dict[str, tuple[int, int]]:
-            return _score(encoder, batches, around, where)
+            return _score(recogniser, batches, around)
 
         sweep = Sweep(mam, score, Path(scratch), progress=progress)
         untouched, *points = sweep.run([Point(1.0, (), donor), *points_of(lams, subsets, [donor])])
@@ -170,16 +143,15 @@ def sweep_manifest(
 
 
 def _score(
-    encoder: HubertCTC, batches: Sequence[Any], around: Around, where: Place
+    recogniser: Recogniser, batches: Sequence[Any], around: Around
 ) -> dict[str, tuple[int, int]]:
     """Word errors and words of every utterance, by the model as it is now."""
     errors = sb.utils.metric_stats.ErrorRateStats()
+    alphabet = recogniser.encoder.alphabet
     for i, batch in enumerate(batches):
-        batch = kept(batch).to(where.device)
-        with torch.no_grad(), where.autocast(), around(i):
-            log_probs, lens = encoder(*batch.sig)
-        check_outputs(log_probs, batch.id, lens)
-        best = sb.decoders.ctc_greedy_decode(log_probs, lens, encoder.alphabet.blank_index)
-        texts = [encoder.alphabet.decode(indices).split() for indices in best]
+        with torch.no_grad(), around(i):
+            batch, log_probs, lens = recogniser(batch)
+        best = sb.decoders.ctc_greedy_decode(log_probs, lens, alphabet.blank_index)
+        texts = [alphabet.decode(indices).split() for indices in best]
         errors.append(batch.id, texts, [words.split() for words in batch.wrd])
     return {s["key"]: (s["num_edits"], s["num_ref_tokens"]) for s in errors.scores}

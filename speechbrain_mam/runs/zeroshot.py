@@ -7,15 +7,15 @@ all controls beside it. Test data choose nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.search.grid import (
     Point,
     Scored,
@@ -27,6 +27,7 @@ from speechbrain_mam.search.grid import (
     parse_grid,
     parse_subsets,
     points_of,
+    sweep_content,
 )
 from speechbrain_mam.search.identity import circumstances
 from speechbrain_mam.search.probe import Probe, probe
@@ -142,7 +143,7 @@ def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> tuple[Sw
         sweep.title = f"control {control}"
         points += sweep.run(points_of(grid, {best.subset: best.layers}, [best.donor], control))
     chosen = choose([untouched, *(s for s in points if s.point.control == "none")]).point
-    content = _as_json(sweep, brain.metric, [untouched, *points], best, chosen)
+    content = sweep_content("valid", sweep.ids, sweep.units, brain.metric, untouched, points)
     _write(folder / "sweep.json", content)
     _tell(sweep, brain, untouched, points, best, chosen, found)
     return sweep, best
@@ -180,26 +181,9 @@ def search_and_test(brain: TaskBrain, datasets: Mapping[str, Any], method: str) 
     return {method: results.pop(method), **results}
 
 
-def _as_json(
-    sweep: Sweep, metric: str, points: Iterable[Scored], best: Point, chosen: Point
-) -> dict[str, Any]:
-    return {
-        "split": "valid",
-        "ids": sweep.ids,
-        "words": sweep.units,
-        "points": [
-            {**asdict(s.point), metric: error_rate(s, sweep.units), "errors": s.errors}
-            for s in points
-        ],
-        "chosen": asdict(best),
-        "untouched_was_better": chosen.lam == 1,
-    }
-
-
 def _write(file: Path, content: dict[str, Any]) -> None:
     if if_main_process():
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_beside(file, lambda part: part.write_text(text, encoding="utf-8"))
+        write_text_beside(file, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _tell(

@@ -182,3 +182,42 @@ def choose(results: Iterable[Scored]) -> Scored:
             s.point.donor,
         ),
     )
+
+
+def sweep_content(
+    split: str,
+    ids: Sequence[str],
+    units: Sequence[int],
+    metric: str,
+    untouched: Scored,
+    points: Sequence[Scored],
+) -> dict[str, Any]:
+    """What ``sweep.json`` holds, for the report and for programs.
+
+    Arguments
+    ---------
+    split : str
+        What the figures are of.
+    ids : sequence of str
+        Utterances or clips.
+    units : sequence of int
+        Reference units of each.
+    metric : str
+        What the error rate is called.
+    untouched : Scored
+        The target as it is, λ = 1.
+    points : sequence of Scored
+        Every merge, with the controls.
+    """
+    best = choose(s for s in points if s.point.control == "none")
+    return {
+        "split": split,
+        "ids": list(ids),
+        "words": list(units),
+        "points": [
+            {**asdict(s.point), metric: error_rate(s, units), "errors": list(s.errors)}
+            for s in (untouched, *points)
+        ],
+        "chosen": asdict(best.point),
+        "untouched_was_better": choose([untouched, best]).point.lam == 1,
+    }

@@ -12,6 +12,7 @@ import transformers
 from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
 
+from speechbrain_mam.model_files.read import add_tensor
 from speechbrain_mam.version import __version__
 
 NO_SETTINGS = ("training", "name_or_path")
@@ -29,8 +30,7 @@ def weights_sha256(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(_bytes(tensor))
+        add_tensor(digest, name, tensor)
     return digest.hexdigest()
 
 
@@ -75,15 +75,10 @@ def batches_sha256(batches: Iterable[PaddedBatch]) -> str:
         for value in batch:
             for part in value if hasattr(value, "lengths") else [value]:
                 if isinstance(part, torch.Tensor):
-                    digest.update(repr((part.dtype, tuple(part.shape))).encode())
-                    digest.update(_bytes(part))
+                    add_tensor(digest, repr((part.dtype, tuple(part.shape))), part)
                 else:
                     digest.update(repr(part).encode())
     return digest.hexdigest()
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def circumstances(

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -100,12 +99,7 @@ class PrefixCache:
             self._disk = tempfile.TemporaryDirectory(prefix="prefix-", dir=self.folder)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._kept, self._latest, self._outputs, self._bytes = {}, {}, {}, 0
         if self._disk is not None:
             self._disk.cleanup()
@@ -129,7 +123,8 @@ class PrefixCache:
         key, outputs = self._current, {}
 
         def note(module: nn.Module, args: Any, output: Any) -> None:
-            outputs[module] = pytree.tree_map_only(Tensor, _shape_of, output)
+            # shape and type without values: enough to make one of zeros
+            outputs[module] = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), output)
 
         def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
             if self._store(key, [t.detach().clone() for t in _inputs(args, kwargs)[0]]):
@@ -144,13 +139,17 @@ class PrefixCache:
         key = self._current
         outputs = self._outputs[key]
 
+        device = next(self._layer.parameters()).device
+
         def give(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            device = next(module.parameters()).device
             kept = iter([tensor.to(device) for tensor in self._load(key)])
             return _inputs(args, kwargs, lambda _: next(kept))[1]
 
+        def zeros(tensor: Tensor) -> Tensor:
+            return torch.zeros_like(tensor, device=device)
+
         def skip(module: nn.Module) -> Callable[..., Any]:
-            return lambda *_, **__: pytree.tree_map_only(_Shape, _Shape.zeros, outputs[module])
+            return lambda *_, **__: pytree.tree_map_only(Tensor, zeros, outputs[module])
 
         for module in self._below:
             module.forward = skip(module)  # type: ignore[method-assign]
@@ -184,20 +183,6 @@ class PrefixCache:
             tensors = load_file(kept)
             return [tensors[str(i)] for i in range(len(tensors))]
         return kept
-
-
-class _Shape:
-    """Shape, type and place of a tensor: enough to make one of zeros."""
-
-    def __init__(self, tensor: Tensor):
-        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
-
-    def zeros(self) -> Tensor:
-        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-
-
-def _shape_of(tensor: Tensor) -> _Shape:
-    return _Shape(tensor)
 
 
 def _inputs(

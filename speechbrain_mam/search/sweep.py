@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.donors.controls import DRAWN
 from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
@@ -135,8 +135,7 @@ class Sweep:
             "errors": [errors for errors, _ in found.values()],
             "units": [units for _, units in found.values()],
         }
-        text = json.dumps(content)
-        write_beside(self._file(point), lambda part: part.write_text(text, encoding="utf-8"))
+        write_text_beside(self._file(point), json.dumps(content))
 
     def _cache(self, first: int, points: int) -> AbstractContextManager[Around]:
         """A cache of layer ``first``'s inputs pays from the second point on."""
@@ -196,8 +195,7 @@ class Sweep:
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.rank == 0:
-            text = json.dumps(identity, indent=2)
-            write_beside(file, lambda part: part.write_text(text, encoding="utf-8"))
+            write_text_beside(file, json.dumps(identity, indent=2))
 
 
 class _Cached(AbstractContextManager[Around]):

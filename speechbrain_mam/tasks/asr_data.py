@@ -102,7 +102,7 @@ def train_loader_options(
 ) -> dict[str, Any]:
     """Keyword arguments of the training ``DataLoader``."""
     options = dict(hparams["train_dataloader_opts"])
-    if not hparams["dynamic_batching"]:
+    if not hparams.get("dynamic_batching"):
         options["shuffle"] = hparams["sorting"] == "random"
         return options
     sampler = DynamicBatchSampler(

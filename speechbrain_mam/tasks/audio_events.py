@@ -17,6 +17,7 @@ from torch import Tensor
 
 from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.model_files.read import add_tensor
 from speechbrain_mam.tasks.clips import fit_linear_probe, layer_groups, mean_feature, mixup, roll
 from speechbrain_mam.tasks.finite import check_outputs
 from speechbrain_mam.tasks.task import TaskBrain
@@ -150,7 +151,7 @@ class AudioEvents(TaskBrain):
         """The classifier, which is no part of the encoder."""
         digest = hashlib.sha256()
         for tensor in self.modules.classifier.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            add_tensor(digest, "", tensor)
         return {"classifier": digest.hexdigest()}
 
     def write_errors(self, stream: TextIO) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_beside, write_text_beside
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
+from speechbrain_mam.model_files.read import read_json
 from speechbrain_mam.tasks.recordings import check_audio
 
 logger = get_logger(__name__)
@@ -132,7 +133,7 @@ def is_prepared(save_folder: Path, identity: Mapping[str, Any]) -> bool:
     done = save_folder / DONE
     if not done.is_file():
         return False
-    found = json.loads(done.read_text(encoding="utf-8"))
+    found = read_json(done)
     if found == identity:
         logger.info("the manifests in %s are up to date", save_folder)
         return True
@@ -175,8 +176,7 @@ def save_tables(
         write_beside(save_folder / f"{name}.csv", write)
         hours = sum(float(row["duration"]) for row in content) / 3600
         logger.info("%s: %d %s, %.2f h", name, len(content), what, hours)
-    note = json.dumps(identity, indent=2)
-    write_beside(save_folder / DONE, lambda part: part.write_text(note, encoding="utf-8"))
+    write_text_beside(save_folder / DONE, json.dumps(identity, indent=2))
 
 
 def text_lines(file: Path) -> list[str]:

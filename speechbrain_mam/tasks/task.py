@@ -19,7 +19,7 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_mam.atomic import write_beside
+from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.brain.brain import MAMBrain
 from speechbrain_mam.search.sweep import Around
 from speechbrain_mam.tasks.finite import TrainLosses
@@ -129,10 +129,7 @@ class TaskBrain(MAMBrain, ABC):
         with (folder / f"{self.stats_file}_{file_name}.txt").open("w", encoding="utf-8") as stream:
             self.write_errors(stream)
         content = {"stats": stats, "utterances": self.error_details()}
-        write_beside(
-            folder / f"utterances_{file_name}.json",
-            lambda part: part.write_text(json.dumps(content, indent=1), encoding="utf-8"),
-        )
+        write_text_beside(folder / f"utterances_{file_name}.json", json.dumps(content, indent=1))
 
     def batches(self, dataset) -> list[PaddedBatch]:
         """A set as the fixed batches of a test, loaded once; under ``--debug`` the first few."""

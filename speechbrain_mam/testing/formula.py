@@ -1,4 +1,8 @@
-"""What a merge must give, written once more, without any of the modules that learn it."""
+"""What a merge must give, written once more, without any of the modules that learn it.
+
+This twin of :mod:`speechbrain_mam.merging.arithmetic` and of the merged modules is meant: the
+conformance check compares them with it, and would compare nothing if it called them.
+"""
 
 from __future__ import annotations
 
