@@ -48,7 +48,10 @@ nitpick_ignore_regex = [
     # a page of its own: models
     ("py:data", r"speechbrain_mam\.architectures\.registry\.ARCHITECTURES"),
     # type variables
-    ("py:class", r"speechbrain_mam\.(tensor_checks\.Values|learning\.once_a_forward\.Result)"),
+    (
+        "py:class",
+        r"speechbrain_mam\.(tensor_checks\.Values|learning\.once_a_forward\.Result|merging\.methods\.Function)",
+    ),
 ]
 # Two classes of one name, in search and in report, are told apart by their modules.
 suppress_warnings = ["ref.python"]
