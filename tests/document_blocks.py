@@ -237,6 +237,12 @@ def _export(words: list[str], capsys) -> None:
     assert is_set and name in VARIABLES, words
 
 
+def _mutmut(words: list[str], capsys) -> None:
+    """Not installed for the tests; what it reads is in ``pyproject.toml``."""
+    assert words[0] in ("run", "results", "show"), words
+    assert "[tool.mutmut]" in (REPO / "pyproject.toml").read_text("utf-8")
+
+
 PROGRAMS: dict[str, Callable[[list[str], object], None]] = {
     "speechbrain-mam": _mam,
     "python": _python,
@@ -247,4 +253,5 @@ PROGRAMS: dict[str, Callable[[list[str], object], None]] = {
     "export": _export,
     "source": lambda words, _: None,
     **dict.fromkeys(("pytest", "ruff", "mypy", "lint-imports", "sphinx-build"), _files),
+    "mutmut": _mutmut,
 }
