@@ -39,14 +39,10 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!speechbrain_mam\.).*"),
-    (
-        "py:data",
-        r"speechbrain_mam\.architectures\.registry\.ARCHITECTURES",
-    ),  # a page of its own: models
-    (
-        "py:class",
-        r"speechbrain_mam\.(tensor_checks\.Values|learning\.once_a_forward\.Result)",
-    ),  # type variables
+    # a page of its own: models
+    ("py:data", r"speechbrain_mam\.architectures\.registry\.ARCHITECTURES"),
+    # type variables
+    ("py:class", r"speechbrain_mam\.(tensor_checks\.Values|learning\.once_a_forward\.Result)"),
 ]
 # Two classes of one name, in search and in report, are told apart by their modules.
 suppress_warnings = ["ref.python"]

@@ -118,6 +118,11 @@ def carry_along(model: Path, out: Path, weights: Collection[Path] = ()) -> None:
     weights : collection of Path
         Files of weights whose names are not in :data:`OTHER_WEIGHTS`.
 
+    Raises
+    ------
+    MAMError
+        If a file is a link that leads out of the folder: what lies there is not the model's.
+
     Example
     -------
     >>> import tempfile
@@ -133,8 +138,21 @@ def carry_along(model: Path, out: Path, weights: Collection[Path] = ()) -> None:
         other = any(fnmatch.fnmatch(source.name, pattern) for pattern in OTHER_WEIGHTS)
         if hidden or other or source in weights or not source.is_file():
             continue
+        if _leads_out(source, model):
+            raise MAMError(
+                f"'{source}' is a link that leads out of the model's folder, to "
+                f"'{source.resolve()}'; put a copy of the file in its place"
+            )
         (out / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, out / relative)
+
+
+def _leads_out(file: Path, model: Path) -> bool:
+    """Whether a file really lies elsewhere; Hugging Face's cache has its files in ``blobs``."""
+    homes = [model.resolve()]
+    if model.parent.name == "snapshots":
+        homes.append(model.parent.parent.resolve() / "blobs")
+    return not any(file.resolve().is_relative_to(home) for home in homes)
 
 
 def write_text_beside(file: Path, text: str) -> None:

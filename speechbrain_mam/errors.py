@@ -41,9 +41,26 @@ def as_options(message: str, options: Mapping[str, str]) -> str:
     return re.sub(rf"'({keys}): ([^']*)'", lambda m: f"'{options[m[1]]} {m[2]}'", message)
 
 
+def of_the_system(error: OSError) -> str:
+    """An error of the operating system in one line: what, and with which file.
+
+    Of two files, one that is copied or renamed and where it goes, the second is the one that could
+    not be written.
+
+    Example
+    -------
+    >>> of_the_system(OSError(28, "No space left on device", "source", None, "copy"))
+    "No space left on device: 'copy'"
+    """
+    file = error.filename2 if error.filename2 is not None else error.filename
+    return f"{error.strerror or error}" + (f": '{file}'" if file is not None else "")
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the process with exit code 2 and the message alone where a :class:`MAMError` comes up.
+    """End the process with exit code 2 and the message alone where bad input comes up.
+
+    That is a :class:`MAMError`, or a file that the system cannot read or write.
 
     Example
     -------
@@ -57,6 +74,11 @@ def one_line_errors() -> Iterator[None]:
         yield
     except MAMError as error:
         logging.getLogger("speechbrain_mam").error("%s", error)
+        raise SystemExit(2) from error
+    except OSError as error:
+        if error.filename is None and error.filename2 is None:  # of a socket, of a bug
+            raise
+        logging.getLogger("speechbrain_mam").error("%s", of_the_system(error))
         raise SystemExit(2) from error
 
 

@@ -26,6 +26,7 @@ from torch.distributed.run import get_args_parser
 from speechbrain_mam import cli
 from speechbrain_mam.runs import seeds
 from speechbrain_mam.runs.folds import parse_folds
+from speechbrain_mam.runs.yaml_files import base_and_overrides
 
 DIRECTIVES = {"include", "toctree"}
 """Of MyST, which the strict build checks."""
@@ -164,9 +165,10 @@ def _script(words: list[str]) -> None:
                 parse_folds(options.folds)
     yaml, _, overrides = sb.parse_arguments(arguments)
     assert Path(yaml).is_file(), f"{yaml}: no such file"
-    with open(yaml, encoding="utf-8") as stream:
+    base, replaced = base_and_overrides(Path(yaml), overrides)
+    with base.open(encoding="utf-8") as stream:
         # An override that names no key, and a !PLACEHOLDER that is left, raise
-        content = resolve_references(stream, overrides, overrides_must_match=True).getvalue()
+        content = resolve_references(stream, replaced, overrides_must_match=True).getvalue()
     assert "PLACEHOLDER" not in content, f"{yaml}: needs more options"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import tempfile
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
@@ -16,6 +18,7 @@ from speechbrain_mam import MAM, Donor
 from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.merging.planner import make_plan
 from speechbrain_mam.runs import recipe
+from speechbrain_mam.runs.yaml_files import base_and_overrides
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
 from speechbrain_mam.runs.zeroshot import read_search
 
@@ -33,7 +36,13 @@ def known_keys() -> set[str]:
 
 
 def check_yaml(text: str, encoder: nn.Module, donor: Donor) -> None:
-    """Known keys; a merge that fits; a search that is one."""
+    """Known keys; a merge that fits; a search that is one; what is included is there."""
+    if text.startswith("!include:"):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "mine.yaml")
+            file.write_text(text.replace("!include:", f"!include:{REPO}/"), encoding="utf-8")
+            base_and_overrides(file)
+        text = text.partition("\n")[2]
     found = set(re.findall(r"^(\w+):", text, flags=re.M))
     assert found <= known_keys(), f"no YAML has {sorted(found - known_keys())}"
     names = set(re.findall(r"!ref <(\w+)>", text)) - found

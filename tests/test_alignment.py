@@ -141,3 +141,39 @@ def test_refusals(tmp_path, bert_folder):
         make_plan(target, donor, align="rotation", projections="qv")
     with pytest.raises(MAMError, match=r"key 'align': 'hungarian' is not one of none, heads"):
         make_plan(target, donor, align="hungarian")
+
+
+def rows_of(heads, columns=WIDTH, seed=0):
+    """Query and key rows of `heads` heads, each head unlike the others."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(heads * (WIDTH // HEADS), columns, generator=generator)
+
+
+@pytest.mark.parametrize("projection", ["query", "key"])
+def test_a_rotated_head_is_matched_by_its_best_rotation(projection):
+    """Negated, a head's rows have the worst inner product with their own, and the best rotation."""
+    other = "key" if projection == "query" else "query"
+    target = {(projection, "weight"): rows_of(HEADS), (other, "weight"): torch.zeros(WIDTH, WIDTH)}
+    order = torch.tensor([2, 0, 3, 1])
+    donor = {
+        key: -rows.reshape(HEADS, -1, WIDTH)[order].reshape(WIDTH, WIDTH)
+        for key, rows in target.items()
+    }
+    assert match_heads(target, donor, HEADS, rotate=True).equal(order.argsort())
+    assert not match_heads(target, donor, HEADS).equal(order.argsort())
+    aligned = align_layer(target, donor, HEADS, rotate=True)
+    torch.testing.assert_close(aligned[projection, "weight"], target[projection, "weight"])
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_biases_count_where_weights_do_not_tell_heads_apart(rotate):
+    """Every head has the same rows; only its bias says which one it is."""
+    same = rows_of(1).repeat(HEADS, 1)
+    bias = 10 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(1))
+    target = {(p, "weight"): same for p in ("query", "key")}
+    target |= {(p, "bias"): bias for p in ("query", "key")}
+    order = torch.tensor([1, 3, 0, 2])
+    donor = dict(target)
+    for projection in ("query", "key"):
+        donor[projection, "bias"] = bias.reshape(HEADS, -1)[order].reshape(-1)
+    assert match_heads(target, donor, HEADS, rotate).equal(order.argsort())

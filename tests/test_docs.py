@@ -162,6 +162,8 @@ def test_text(block):
         ("yaml", "lam: 1.5"),
         ("yaml", "lamb: 0.5"),
         ("yaml", "lam_grid: [2.0]"),
+        ("yaml", "!include:hparams/larg/mam_learnable.yaml\nlam: 0.9"),
+        ("yaml", "!include:hparams/finetune.yaml\nlam: 0.9"),
         ("yaml", f"{MERGE}    donor: bert\n    method: lerp"),
         ("yaml", f"{MERGE}    donor: [bert, vit]\n    donor_shares: [0.5, 0.6]"),
         ("yaml", f"{MERGE}    doner: bert"),

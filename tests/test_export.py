@@ -311,6 +311,12 @@ class Code:
         return (print, ("code was run",))
 
 
+def with_code(file: Path) -> None:
+    """As a stranger would hand it over, without a note of what the files were."""
+    file.write_bytes(pickle.dumps(Code()))
+    (file.parent / "files.json").unlink()
+
+
 def edit_yaml(old: str, new: str) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         file = folder / "hyperparams.yaml"
@@ -337,10 +343,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "results cut": (lambda f: (f / "results.json").write_text('{"meth'), "results.json'"),
     "folds": (with_folds, "holds the runs of test folds"),
     "no yaml": (lambda f: (f / "hyperparams.yaml").unlink(), "holds no hyperparams.yaml"),
-    "yaml of another class": (edit_yaml("HubertCTC", "HubertXTC"), "hyperparams.yaml' cannot be"),
+    "yaml of another class": (
+        edit_yaml("HubertCTC", "HubertXTC"),
+        "'encoder' would call !new:speechbrain_mam.lobes.hubert_ctc.HubertXTC; what a run",
+    ),
     "another encoder": (
         edit_yaml("!new:speechbrain_mam.lobes.hubert_ctc.HubertCTC", "!new:torch.nn.Identity"),
-        "'encoder' is Identity; the models that can be exported are",
+        "'encoder' would call !new:torch.nn.Identity; what a run folder names is not executed",
     ),
     "no donor": (edit_yaml(r"donor: .*", "donor: /no/such/bert"), "model '/no/such/bert': no such"),
     "another donor": (another_donor, "belongs to another donor"),
@@ -354,10 +363,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "checkpoint cut": (
         in_checkpoints("encoder.ckpt", lambda f: f.write_bytes(f.read_bytes()[:-500])),
-        "' cannot be loaded: ",
+        "' cannot be used: 'encoder.ckpt' has ",
     ),
     "code in a checkpoint": (
-        in_checkpoints("encoder.ckpt", lambda f: f.write_bytes(pickle.dumps(Code()))),
+        in_checkpoints("encoder.ckpt", with_code),
         "' cannot be loaded: ",
     ),
 }
@@ -504,3 +513,46 @@ def test_open_run_is_the_tested_model(speech_run) -> None:
     assert len(TOKENS) == opened.encoder.model.config.vocab_size
     with pytest.raises(MAMError, match="no such folder"):
         open_run(Path("/no/such/run"))
+
+
+CODE = (
+    "!apply:os.system [{touch}]",
+    "!apply:subprocess.getoutput [{touch}]",
+    "!new:subprocess.Popen [[touch, {marker}]]",
+    "!applyref:os.system [{touch}]",
+    "!module:os",
+    "!name:os.system [{touch}]",
+    '!!python/object/apply:os.system ["{touch}"]',
+    '!!python/object/new:os.system ["{touch}"]',
+    "!!python/name:os.system",
+    "!tuple (!!python/object/apply:os.system [{touch}],)",
+    "!include:{other}",
+    "!apply:getattr [!apply:os.system [{touch}], real]",
+    "!new:collections.OrderedDict {{a: !apply:os.system [{touch}]}}",
+    "[1, {{deep: !apply:os.system [{touch}]}}]",
+)
+
+
+PLACES = {
+    "a key of its own": (r"\Z", "\nextra: CODE\n"),
+    "before all": (r"\A", "extra: CODE\n"),
+    "in the model": (r"layerdrop: .*", "layerdrop: CODE"),
+    "as the model": (r"(?m)^encoder: .*\n( .*\n)*", "encoder: CODE\n"),
+}
+
+
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("place", PLACES)
+def test_code_in_a_runs_yaml_is_not_executed(code, place, tmp_path, copy, capsys) -> None:
+    """The run is exported without it, or refused; ``hyperparams.yaml`` is only read."""
+    marker, other = tmp_path / "executed", tmp_path / "other.yaml"
+    other.write_text(f"x: !apply:os.system [touch {marker}]\n")
+    old, new = PLACES[place]
+    code = code.format(touch=f"touch {marker}", marker=marker, other=other)
+    edit_yaml(old, new.replace("CODE", code))(copy)
+    capsys.readouterr()
+    done = main(["export", str(copy), "--out", str(tmp_path / "out")])
+    told = capsys.readouterr().err
+    assert not marker.exists()
+    assert done == (0 if place in ("a key of its own", "before all") else 2), told
+    assert done == 0 or told.count("\n") == 1

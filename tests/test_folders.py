@@ -151,3 +151,29 @@ def test_weights_and_hidden_files_are_not_carried_along(tmp_path: Path) -> None:
     found = {name for name, content in everything(tmp_path / "out").items() if content is not None}
     assert found == set(carried)
     assert all((tmp_path / "out" / name).read_text() == name for name in carried)
+
+
+@pytest.mark.parametrize("link", ["vocab.json", "assets/notes.txt"])
+def test_a_link_that_leads_out_of_a_model_is_not_followed(tmp_path, link):
+    """A folder from elsewhere must not bring a file of this machine into what is passed on."""
+    secret, model, out = tmp_path / "secret", tmp_path / "model", tmp_path / "out"
+    secret.write_text("mine")
+    (model / link).parent.mkdir(parents=True)
+    out.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / link).symlink_to(secret)
+    with pytest.raises(MAMError, match=f"'{model / link}' is a link that leads out of the model"):
+        carry_along(model, out)
+    assert not (out / link).exists()
+
+
+def test_links_inside_of_a_model_and_of_the_hubs_cache_are_followed(tmp_path):
+    blobs, model = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "1a"
+    for folder in (blobs, model, tmp_path / "out"):
+        folder.mkdir(parents=True)
+    (blobs / "0f").write_text("{}")
+    (model / "vocab.json").symlink_to(blobs / "0f")
+    (model / "again.json").symlink_to("vocab.json")
+    carry_along(model, tmp_path / "out")
+    assert (tmp_path / "out" / "vocab.json").read_text() == "{}"
+    assert not (tmp_path / "out" / "again.json").is_symlink()

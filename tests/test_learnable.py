@@ -9,6 +9,7 @@ from torch import nn
 
 from speechbrain_mam import Donor, LearnableMAM, MAMError, MergedLinear, find_attention, make_plan
 from speechbrain_mam.learning.learnable import GRANULARITIES, keep_donor_out_of_ddp
+from speechbrain_mam.learning.module import MergedModule, mean
 
 WAV = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
 
@@ -286,3 +287,47 @@ def test_a_deep_copy_is_independent(bert_folder):
     layers = [m.hubert.encoder.layers[0].attention for m in (model, twin)]
     assert layers[1].q_proj.lam is layers[1].k_proj.lam
     assert layers[0].q_proj.lam is not layers[1].q_proj.lam
+
+
+def test_the_mean_of_equal_lams_is_their_own():
+    """Twelve times 0.95 sum up to something else in float32."""
+    found = mean(torch.full((12,), 0.95))
+    assert found.shape == (1,) and found.dtype == torch.float32
+    assert found.item() == torch.tensor(0.95).item()
+    assert mean(torch.tensor([0.5, 1.0], dtype=torch.float16)).dtype == torch.float16
+
+
+def test_what_others_keep_out_of_ddp_stays_out(bert_folder):
+    model, donor = build_speech_model(), Donor(bert_folder)
+    LearnableMAM(model, make_plan(find_attention(model), donor.index, lam=0.9), donor)
+    model._ddp_params_and_buffers_to_ignore = ["theirs"]
+    keep_donor_out_of_ddp(model)
+    names = model._ddp_params_and_buffers_to_ignore
+    buffers = {name for name, _ in model.named_buffers()}
+    ours = {name for name in buffers if name.rpartition(".")[2].startswith("donor")}
+    assert "theirs" in names and ours and ours <= set(names) <= buffers | {"theirs"}
+    # of a merged module itself there is no path before its buffers' names
+    query = next(m for m in model.modules() if isinstance(m, MergedModule))
+    keep_donor_out_of_ddp(query)
+    own = {name for name, _ in query.named_buffers()}
+    assert set(query._ddp_params_and_buffers_to_ignore) <= own and own
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape"])
+def test_a_state_that_does_not_fit_is_told_as_of_any_module(fault, bert_folder):
+    model, donor = build_speech_model(), Donor(bert_folder)
+    name = find_attention(model).tensors[0, "query", "weight"].name
+    LearnableMAM(model, make_plan(find_attention(model), donor.index, lam=0.9), donor)
+    state = model.state_dict()
+    (found,) = [key for key in state if key == name]
+    if fault == "missing":
+        del state[found]
+    elif fault == "unexpected":
+        state[name.replace("weight", "other")] = torch.zeros(1)
+    else:
+        state[found] = torch.zeros(1, 1)
+    said = {"missing": "Missing key", "unexpected": "Unexpected key", "shape": "size mismatch"}
+    with pytest.raises(RuntimeError, match=said[fault]):
+        model.load_state_dict(state)
+    told = model.load_state_dict(state, strict=False) if fault != "shape" else None
+    assert told is None or name in told.missing_keys or told.unexpected_keys

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechbrain_mam import Donor, MAMError, Merge, find_attention, make_plan
-from speechbrain_mam.merging.arithmetic import linear
+from speechbrain_mam.merging.arithmetic import first_step, linear
+from speechbrain_mam.merging.methods import METHODS
 
 
 @pytest.fixture()
@@ -119,3 +120,51 @@ def test_a_plan_of_another_model_changes_nothing(model, bert_folder):
     with pytest.raises(MAMError, match=r"layers\.2\.attention\.q_proj\.weight'.*no such parameter"):
         Merge(other, plan, donor)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_first_step_is_the_derivative_of_the_merge(method):
+    torch.manual_seed(0)
+    target, donor = (torch.randn(6, 4, dtype=torch.float64) for _ in range(2))
+    small = 1e-6
+    moved = linear(target, donor, 1 - small, method)
+    torch.testing.assert_close(
+        first_step(target, donor, method), (moved - target) / small, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_method_is_linear_unless_another_is_asked_for():
+    target, donor = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
+    assert linear(target, donor, 0.5).equal(linear(target, donor, 0.5, "linear"))
+    assert first_step(target, donor).equal(donor - target)
+
+
+def renamed(model):
+    """The first layer's query under another name, as an adapter that wraps it leaves it."""
+    attention = find_attention(model)
+    path = attention.tensors[0, "query", "weight"].name.rpartition(".")[0]
+    parent, _, name = path.rpartition(".")
+    holder = model.get_submodule(parent)
+    wrapped = torch.nn.Module()
+    wrapped.base = getattr(holder, name)
+    setattr(holder, name, wrapped)
+    return wrapped
+
+
+def test_a_projection_that_got_another_name_is_taken_back(model, bert_folder):
+    donor = Donor(bert_folder)
+    before = snapshot(model)
+    merge = Merge(model, plan_for(model, donor, lam=0.5), donor)
+    wrapped = renamed(model)
+    merge.undo()
+    after = {name.replace(".base.", "."): tensor for name, tensor in model.state_dict().items()}
+    assert all(tensor.equal(before[name]) for name, tensor in after.items())
+    assert wrapped.base.weight.shape
+
+
+def test_a_projection_that_was_replaced_cannot_be_taken_back(model, bert_folder):
+    donor = Donor(bert_folder)
+    merge = Merge(model, plan_for(model, donor, lam=0.5), donor)
+    renamed(model).base = torch.nn.Linear(1, 1)
+    with pytest.raises(MAMError, match="was merged, and is no longer in HubertForCTC"):
+        merge.undo()

@@ -17,6 +17,7 @@ class AnyTag(yaml.SafeLoader):
     """HyperPyYAML's tags stand for objects; what is asked here are the numbers."""
 
 
+AnyTag.add_multi_constructor("!include:", lambda loader, _, node: loader.construct_mapping(node))
 AnyTag.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 

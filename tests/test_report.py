@@ -14,7 +14,7 @@ from made_up_runs import TestSet, stats, write_experiment, write_run, write_swee
 from speechbrain_mam import MAMError, cli
 from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.report import make_report, write_report
-from speechbrain_mam.report.document import Items, Text
+from speechbrain_mam.report.document import Heading, Items, Table, Text
 from speechbrain_mam.report.figures import plot_sweep
 from speechbrain_mam.results.runs import read_run, read_runs
 from speechbrain_mam.results.systems import group
@@ -57,6 +57,10 @@ def said(report) -> str:
         texts += [block.text] if isinstance(block, Text) else []
         texts += block.items if isinstance(block, Items) else []
     return "\n".join(texts)
+
+
+def headings(report) -> list[str]:
+    return [block.text for block in report.blocks if isinstance(block, Heading)]
 
 
 def change(folder, name, edit):
@@ -411,3 +415,49 @@ def test_the_other_commands_need_no_plotting(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"
+
+
+HOSTILE = (
+    *("<img src=x onerror=alert(1)>", "=1+1", "[a](javascript:alert)", "$\\frac{", "a|b\nc", "-2"),
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_in_a_run_are_no_html_link_formula_or_mathematics(tmp_path, name):
+    """A run's method, donor and hypotheses may have been written by anybody."""
+    test_set = TestSet()
+    runs = [
+        write_run(
+            tmp_path / str(k),
+            {"untouched": test_set.utterances(0.5, 0), method: test_set.utterances(0.3, k)},
+            method,
+            donor=donor,
+        )
+        for k, (method, donor) in enumerate((("finetune", None), (name, name)))
+    ]
+    for run in runs:
+        for file in run.glob("utterances_*.json"):
+            file.write_text(file.read_text().replace("UM", json.dumps(name)[1:-1]))
+    report = write_report(runs, tmp_path / "report", n_resamples=FAST)
+    page = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert not re.search(r"(?<!\\)<[A-Za-z/!?]", page) and "](javascript" not in page
+    html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in html and "<a " not in html
+    table = (tmp_path / "report" / "report.csv").read_text(encoding="utf-8")
+    cells = [cell for row in csv.reader(table.splitlines()) for cell in row]
+    assert not [c for c in cells if c[:1] in tuple("=+-@") and not re.fullmatch(r"-[\d.e-]+", c)]
+    assert report.rows
+
+
+def test_runs_of_different_environments_are_told_apart(runs):
+    """Whether a gain is the merge's or another torch's."""
+    note = {"torch": "2.14.1", "precision": "fp32", "command": "a", "donor_sha256": "0" * 64}
+    other = {**note, "precision": "bf16", "command": "b", "donor_sha256": "1" * 64}
+    for run, content in zip(runs, (note, note), strict=True):
+        (run / "environment.json").write_text(json.dumps(content))
+    assert "Environments" not in headings(make_report(runs, FAST))
+    (runs[1] / "environment.json").write_text(json.dumps(other))
+    report = make_report(runs, FAST)
+    (table,) = [b for b in report.blocks if isinstance(b, Table) and "what" in b.header]
+    assert [list(row) for row in table.rows] == [["precision", "fp32, bf16"]]
+    assert "Environments" in headings(report)

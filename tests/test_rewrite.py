@@ -292,3 +292,12 @@ def test_large_models_need_little_memory() -> None:
     assert row["tensors_changed"] == 24 * 3 * 2 and row["weights_changed"] == 24 * 3
     assert row["others_changed"] == []
     assert row["worst_error_in_fp32_spacings"] < 2
+
+
+def test_a_merge_just_below_the_middle_of_two_float32_is_rounded_once() -> None:
+    """donor + λ · (target − donor) = 1 + 2⁻²³ + 2⁻²⁴ · (1 − 2⁻⁴⁶): float64 rounds it to the middle,
+    and from there a second rounding would go to the even neighbour above."""
+    target, donor = np.float32([65 + 2.0**-17]), np.float32([1 + 2.0**-23])
+    lam = (2.0**23 - 1) * 2.0**-53
+    live = linear(torch.from_numpy(target), torch.from_numpy(donor), lam)
+    assert mix(target, donor, lam).tolist() == live.tolist() == [1 + 2.0**-23]

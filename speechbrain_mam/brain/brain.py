@@ -27,6 +27,7 @@ from speechbrain_mam.brain.freezing import (
     merge_again_after_loading,
     open_to_gradients,
 )
+from speechbrain_mam.brain.interruption import DurableBrain
 from speechbrain_mam.brain.lambda_history import LambdaHistory, LambdaLog
 from speechbrain_mam.brain.overridden import then, within
 from speechbrain_mam.brain.recomputation import use_nonreentrant_checkpointing
@@ -45,7 +46,7 @@ WRAPPERS = {
 }
 
 
-class MAMBrain(sb.Brain):
+class MAMBrain(DurableBrain):
     """A ``Brain`` that merges before training and folds before evaluation.
 
     Put it in front of any Brain: ``class ASR(MAMBrain, sb.Brain)``, or ``class MAMASR(MAMBrain,
@@ -105,8 +106,8 @@ class MAMBrain(sb.Brain):
         self._share_debug_folder()
         if self.mam is not None and self.checkpointer is not None:
             guard(self.checkpointer, self.mam)
-        if self.history is not None and self.checkpointer is not None:
-            self.checkpointer.add_recoverable("mam", self.history)
+            if self.history is not None:
+                self.checkpointer.add_recoverable("mam", self.history)
         self.write_plan()
 
     def _share_debug_folder(self) -> None:
@@ -143,8 +144,7 @@ class MAMBrain(sb.Brain):
 
     def init_optimizers(self):
         """The Brain's optimizers, and λ's own."""
-        super().init_optimizers()
-        self._mam_after_init_optimizers(None)
+        self._mam_after_init_optimizers(super().init_optimizers())
 
     def _mam_after_init_optimizers(self, result):
         if self.history is None:

@@ -1,6 +1,7 @@
 """``speechbrain-mam``: merges of model folders, measurements, exports and reports of runs.
 
-Exit codes: 0 done; 2 wrong usage or bad input, with one line on stderr that says why.
+Exit codes: 0 done; 2 wrong usage or bad input, with one line on stderr that says why. It may import
+every room.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 
 from speechbrain_mam.cli import doctor, measure, models, runs
 from speechbrain_mam.cli.parser import MERGE_CHOICES, PROGRAM, Parser
-from speechbrain_mam.errors import MAMError, as_options
+from speechbrain_mam.errors import MAMError, as_options, of_the_system
 from speechbrain_mam.version import __version__
 
 DESCRIPTION = """\
@@ -85,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # '| head' has seen enough. Python flushes stdout once more at exit: give it a place to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        where = f": '{error.filename}'" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}")
+        return _fail(of_the_system(error))
     except KeyboardInterrupt:
         _fail("interrupted; nothing is left behind")
         return 130

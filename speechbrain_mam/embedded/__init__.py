@@ -1,6 +1,4 @@
-"""The models and corpora behind the package's defaults, and the scripts that made them.
+"""The models and corpora behind the package's defaults, as files, and what finds and expands them.
 
-``corpora`` finds what ships with the package, ``grammar`` and ``synthesise`` make its text and its
-speech, and ``train_hubert_mini`` trains HuBERT-mini. The scripts need speech engines and training
-data; users of the package never run them.
+The scripts that made them stand in ``tools/embedded``. It imports nothing of the package.
 """

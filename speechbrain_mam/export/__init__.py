@@ -6,7 +6,8 @@
 A recogniser becomes a Hugging Face folder (``AutoModelForCTC.from_pretrained``) and a SpeechBrain
 folder (``EncoderASR.from_hparams``). A BEATs classifier becomes a checkpoint ``{cfg, model,
 label_dict}``, as BEATs' authors publish their fine-tuned ones, and a SpeechBrain folder
-(``EncoderClassifier.from_hparams``). The weights are those that the run tested, λ folded in.
+(``EncoderClassifier.from_hparams``). The weights are those that the run tested, λ folded in. It may
+import tasks, results and what they may import.
 """
 
 from speechbrain_mam.export.run import FinishedRun, open_run

@@ -83,6 +83,8 @@ def _recover(folder: Path, brain: TaskBrain, trained: bool) -> None:
     best = None
     if brain.checkpointer is not None:
         best = brain.checkpointer.find_checkpoint(min_key=brain.metric)
+    for damaged, fault in getattr(brain.checkpointer, "faults", {}).items() if not best else ():
+        raise MAMError(f"the checkpoint '{damaged}' cannot be used: {fault}")
     if best is None and trained:
         raise MAMError(f"'{folder / 'save'}' holds no checkpoint with a validation {brain.metric}")
     try:

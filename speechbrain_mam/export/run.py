@@ -14,6 +14,7 @@ import transformers
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.export.data_only import data_only
 from speechbrain_mam.export.rebuild import rebuild
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
@@ -146,29 +147,39 @@ def quiet() -> Iterator[None]:
 def _read_hparams(folder: Path) -> dict[str, Any]:
     """The YAML as the run recorded it; where the folder lies now is where its files are."""
     file, save = folder / "hyperparams.yaml", str(folder / "save")
-    text = file.read_text(encoding="utf-8")
+    found = data_only(file.read_text(encoding="utf-8"), file)
+    for key in ("encoder", "classifier", "modules", "mam"):
+        if key in found.left_out:
+            raise MAMError(
+                f"'{file}': '{key}' would call {found.left_out[key][0]}; what a run folder names "
+                "is not executed. The models that can be exported are this package's recipes': "
+                "HubertCTC, or BEATsEncoder with a classifier"
+            )
     overrides: dict[str, Any] = {"save_folder": save}
-    if "\ncheckpointer:" in text:
+    if "\ncheckpointer: !new:" in found.text:
         overrides["checkpointer"] = {"checkpoints_dir": save}
-    if "\ntensorboard_logger:" in text:
-        overrides["tensorboard_logger"] = {"use": False}  # it would write into the run's folder
     state = torch.get_rng_state()
     try:
-        hparams = load_hyperpyyaml(text, overrides)
+        hparams = load_hyperpyyaml(found.text, overrides)
     except MAMError as error:
         raise MAMError(f"'{file}': {error}") from error
-    except (ImportError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(part) for part in error.args)
         raise MAMError(f"'{file}' cannot be loaded: {reason}") from error
     finally:
         torch.set_rng_state(state)  # the YAML seeds everything
     for key, kinds in (("encoder", (HubertCTC, BEATsEncoder)), ("modules", dict)):
         if not isinstance(hparams.get(key), kinds):
-            found = type(hparams[key]).__name__ if key in hparams else "nothing"
+            kind = type(hparams[key]).__name__ if key in hparams else "nothing"
             raise MAMError(
-                f"'{file}': '{key}' is {found}; the models that can be exported are this "
+                f"'{file}': '{key}' is {kind}; the models that can be exported are this "
                 "package's recipes': HubertCTC, or BEATsEncoder with a classifier"
             )
+    checkpointer = hparams.get("checkpointer")
+    if checkpointer is not None:  # what has no part in the model was left out
+        checkpointer.read_only = True
+        objects = checkpointer.recoverables
+        checkpointer.recoverables = {name: o for name, o in objects.items() if o is not None}
     # No Brain is to write its plan into the run's folder once more
     return hparams | {"output_folder": ""}
 

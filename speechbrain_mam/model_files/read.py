@@ -33,7 +33,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MAMError(f"'{file}': no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of 4,300 digits, a thousand brackets
         raise MAMError(f"'{file}' is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise MAMError(f"'{file}': expected a JSON object, found {type(content).__name__}")

@@ -22,6 +22,7 @@ from speechbrain_mam.report.document import (
 from speechbrain_mam.report.figures import plot_differences
 from speechbrain_mam.report.folds import folds_section, has_folds
 from speechbrain_mam.report.sections import (
+    environments_section,
     lambdas_section,
     probes_section,
     sweeps_section,
@@ -115,6 +116,7 @@ def make_report(folders: Iterable[Path | str], n_resamples: int = N_RESAMPLES) -
         *probes_section(runs),
     ]
     blocks += [*classes_section(systems), *utterances_section(systems)]
+    blocks += environments_section(runs)
     blocks += how_to_read(systems[0].task, has_folds(systems), n_resamples)
     printed = "\n\n".join(table_to_markdown(table) for _, table in tables)
     return Report(runs, systems, [*every, *controls], blocks, printed)

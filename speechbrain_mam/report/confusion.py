@@ -11,6 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from speechbrain_mam.report.figures import to_png
+from speechbrain_mam.report.lambda_map import NAMES_AS_THEY_ARE
 
 CLASSES_SHOWN = 60
 WRITTEN_UP_TO = 16
@@ -19,6 +20,7 @@ GAP = 0.3
 """Inches to the right of a panel."""
 
 
+@NAMES_AS_THEY_ARE
 def plot_confusions(systems: Mapping[str, np.ndarray], names: Sequence[str]) -> bytes:
     """Confusion matrices side by side, each row in percent of its class's clips.
 

@@ -87,8 +87,19 @@ def as_csv(content: Mapping[str, Any]) -> str:
     keys = dict.fromkeys(key for line in lines for key in line)
     table = csv.DictWriter(stream, list(keys), lineterminator="\n")
     table.writeheader()
-    table.writerows(lines)
+    table.writerows({key: _no_formula(value) for key, value in line.items()} for line in lines)
     return stream.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A name as a spreadsheet shows it: one that begins as a formula does gets a quote before it.
+
+    Example
+    -------
+    >>> _no_formula("=1+1"), _no_formula(-0.5)
+    ("'=1+1", -0.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
 def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:

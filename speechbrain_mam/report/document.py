@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -97,16 +98,17 @@ def to_markdown(title: str, blocks: Sequence[Block]) -> str:
     | a\\|b | 3.1 |
     <BLANKLINE>
     """
-    parts = [f"# {title}"]
+    parts = [f"# {_no_markup(title)}"]
     for block in blocks:
         if isinstance(block, Heading):
-            parts.append(f"## {block.text}")
+            parts.append(f"## {_no_markup(block.text)}")
         elif isinstance(block, Text):
-            parts.append(f"**{block.text}**" if block.bold else block.text)
+            text = _no_markup(block.text)
+            parts.append(f"**{text}**" if block.bold else text)
         elif isinstance(block, Items):
-            parts.append("\n".join(f"- {item}" for item in block.items))
+            parts.append("\n".join(f"- {_no_markup(item)}" for item in block.items))
         elif isinstance(block, Picture):
-            parts.append(f"![{block.alt}]({block.name})")
+            parts.append(f"![{_no_markup(block.alt)}]({block.name})")
         else:
             parts.append(table_to_markdown(block))
     return "\n\n".join(parts) + "\n"
@@ -127,8 +129,20 @@ def table_to_markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
 
 
+def _no_markup(text: str) -> str:
+    """A text whose names, which come from runs, are neither HTML nor links.
+
+    Example
+    -------
+    >>> print(_no_markup("p < 0.05 <b>[x](https://example.org)"))
+    p < 0.05 \\<b>[x]\\(https://example.org)
+    """
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text).replace("](", "]\\(").replace("][", "]\\[")
+
+
 def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    text = text.replace("\\", "\\\\").replace("|", "\\|")
+    return _no_markup(" ".join(text.splitlines()))
 
 
 def to_html(title: str, blocks: Sequence[Block], footer: str = "") -> str:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from speechbrain_mam.report.lambda_map import NAMES_AS_THEY_ARE
 from speechbrain_mam.results.comparisons import NO_BETTER, direction
 from speechbrain_mam.results.search_results import NO_CONTROL, Point, Sweep
 from speechbrain_mam.results.statistics import error_rate, rate_interval
@@ -30,6 +31,7 @@ COLOURS = {"lower": "#2a7f3b", "higher": "#b3261e"}
 HEADS_SHOWN = 24
 
 
+@NAMES_AS_THEY_ARE
 def plot_differences(rows: Sequence[Row]) -> bytes:
     """Each comparison's difference with its intervals, over utterances (clips) and over seeds.
 
@@ -63,6 +65,7 @@ def plot_differences(rows: Sequence[Row]) -> bytes:
     return to_png(figure)
 
 
+@NAMES_AS_THEY_ARE
 def plot_sweep(sweep: Sweep, title: str, metric: str = "WER") -> bytes:
     """An error rate against λ: one panel a donor and subset of layers, each control its own line.
 
@@ -164,6 +167,7 @@ def _plot_line(axes: Axes, points: list[Point], untouched: Point | None, control
     return axes.plot(lams, rates, color=colour, marker=marker, lw=1.1, ms=4, alpha=0.9)[0]
 
 
+@NAMES_AS_THEY_ARE
 def plot_final_lambdas(systems: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
     """Learned λ per layer: a dot a seed, a line through the means.
 
@@ -191,6 +195,7 @@ def plot_final_lambdas(systems: Mapping[str, Sequence[Mapping[str, float]]]) -> 
     return to_png(figure)
 
 
+@NAMES_AS_THEY_ARE
 def plot_probe(probe: Mapping[str, Any]) -> bytes:
     """The probe's ranking, best first, with standard errors.
 

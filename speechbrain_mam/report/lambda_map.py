@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from speechbrain_mam.atomic import write_beside
 
+NAMES_AS_THEY_ARE = rc_context({"text.parse_math": False})
+"""Around what draws: a name with dollars in it is no formula."""
 
+
+@NAMES_AS_THEY_ARE
 def plot_lambdas(epochs: Sequence[int], lambdas: Sequence[dict[str, float]], file: Path) -> None:
     """Heat map of λ: one row a layer (projection, head), one column an epoch.
 

@@ -1,4 +1,4 @@
-"""A report's sections beside the tables of results: sweeps, λ, probes, utterances."""
+"""A report's sections beside the tables of results: sweeps, λ, probes, utterances, machines."""
 
 from __future__ import annotations
 
@@ -6,13 +6,33 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechbrain_mam.report.document import Block, Heading, Picture, Text
+from speechbrain_mam.report.document import Block, Heading, Picture, Table, Text
 from speechbrain_mam.report.figures import plot_final_lambdas, plot_probe, plot_sweep
 from speechbrain_mam.report.lambda_map import plot_lambdas
 from speechbrain_mam.report.tables import sweep_table, utterance_table
-from speechbrain_mam.results.runs import Run
+from speechbrain_mam.results.runs import Run, differing
 from speechbrain_mam.results.systems import System, reference_of
 from speechbrain_mam.results.tasks import sentence
+
+
+def environments_section(runs: Sequence[Run]) -> list[Block]:
+    """What the runs differ in besides what they are to be compared in; nothing if in nothing."""
+    found = differing(runs)
+    if not found:
+        return []
+    short = {
+        key: ", ".join(value[:12] if key.endswith("_sha256") else value for value in values)
+        for key, values in found.items()
+    }
+    rows = [[key, values] for key, values in short.items()]
+    return [
+        Heading("Environments"),
+        Text(
+            "These runs were not made in one environment; what is listed here may move a figure as "
+            "well as what is compared."
+        ),
+        Table(["what", "values"], rows),
+    ]
 
 
 def sweeps_section(runs: Sequence[Run], n_resamples: int) -> list[Block]:

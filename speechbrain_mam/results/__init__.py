@@ -1,4 +1,4 @@
-"""Finished runs, read from their folders, and compared: errors, intervals, verdicts.
+"""Finished runs, read from their folders and compared: errors, intervals, verdicts.
 
 It may import atomic and errors.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,9 @@ ZEROSHOT = "mam_zeroshot"
 UNTRAINED = (UNTOUCHED, ZEROSHOT, "mam_zeroshot_untouched")
 """Methods in which nothing is trained by a seed; what is not here was fine-tuned."""
 RANDOM = "random"
+ENVIRONMENT = "environment.json"
+UNIMPORTANT = ("command", "threads")
+"""What may differ between runs without moving a figure, or is another one by what they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,8 @@ class Run:
         λ by name after each epoch, with the key ``epoch``.
     sweeps, probes : mapping
         By ``""``, or by ``fold 1`` and so on where each test fold had its own search.
+    environment : mapping of str to str
+        Versions, hashes, device, precision; empty for runs of before there was such a note.
     """
 
     folder: Path
@@ -51,6 +56,7 @@ class Run:
     history: list[dict[str, float]]
     sweeps: Mapping[str, Sweep]
     probes: Mapping[str, dict[str, Any]]
+    environment: Mapping[str, str]
 
     @property
     def task(self) -> Task:
@@ -134,7 +140,27 @@ def read_run(folder: Path) -> Run:
         history=_read_history(folder / "lambdas.csv"),
         sweeps=_read_searches(folder, "sweep.json", read_sweep),
         probes=_read_searches(folder, "probe.json", read_probe),
+        environment=_read_environment(folder),
     )
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """What the runs' environments differ in, and its values, in the order of the runs.
+
+    Donor and number of ranks belong to a system as its λ does; all else should be the same.
+    """
+    noted = [run.environment for run in runs if run.environment]
+    skipped = {*UNIMPORTANT, "donor_sha256"}
+    keys = dict.fromkeys(key for one in noted for key in one if key not in skipped)
+    values = {key: list(dict.fromkeys(one.get(key, "none") for one in noted)) for key in keys}
+    return {key: found for key, found in values.items() if len(found) > 1}
+
+
+def _read_environment(folder: Path) -> dict[str, str]:
+    """Of the run, or of its first test fold."""
+    files = [folder / ENVIRONMENT, *sorted(folder.glob(f"fold_[0-9]*/{ENVIRONMENT}"))]
+    found = next((file for file in files if file.is_file()), None)
+    return {} if found is None else {key: str(value) for key, value in load(found).items()}
 
 
 def _read_searches(

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from speechbrain_mam.errors import MAMError, one_of
+from speechbrain_mam.runs.environment import write_environment
 from speechbrain_mam.runs.recipe import Datasets, final_test, fit, summarize
 from speechbrain_mam.runs.zeroshot import read_search, search
 from speechbrain_mam.tasks.audio_events import AudioEvents
@@ -42,6 +43,7 @@ def run_fold(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets)
     if fixed:
         _check_merge(brain, hparams)
     results: dict[str, dict[str, float]] = {}
+    write_environment(brain)
     with mam.taken_back() if mam is not None else nullcontext():
         brain.fit_classifier(datasets["train"], datasets["valid"])
     results["untouched"] = brain.test(datasets["test"], "untouched", untouched=True)

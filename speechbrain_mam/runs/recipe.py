@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import speechbrain as sb
 import torch.distributed as dist
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.logger import get_logger
@@ -23,7 +21,9 @@ from speechbrain_mam.brain.brain import MAMBrain
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report import write_report
+from speechbrain_mam.runs.environment import write_environment
 from speechbrain_mam.runs.option_checks import check_ranges
+from speechbrain_mam.runs.yaml_files import load_yaml
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
 from speechbrain_mam.runs.zeroshot import read_search, search_and_test
 from speechbrain_mam.tasks.asr_data import train_loader_options
@@ -38,7 +38,7 @@ def load_recipe(
     argv: Sequence[str],
     needed: Iterable[str] = (),
     defaults: Mapping[str, str | int | float] | None = None,
-) -> tuple[dict[str, Any], Any, str, str]:
+) -> tuple[dict[str, Any], Any, str, str | dict[str, Any]]:
     """Parse a recipe's command line and load its YAML.
 
     Arguments
@@ -54,12 +54,13 @@ def load_recipe(
     Returns
     -------
     tuple
-        Hyperparameters, run options, the YAML's path, the overrides.
+        Hyperparameters, run options, the path of the YAML (where one includes another as a whole,
+        of the one that stands alone), the overrides: together all that the run is made of.
 
     Raises
     ------
     MAMError
-        If the YAML does not exist, or a key is missing, unknown or misspelt.
+        If a YAML does not exist or is none, or a key is missing, unknown or misspelt.
     """
     arguments = list(argv)
     given = {argument.split("=")[0] for argument in arguments}
@@ -69,35 +70,14 @@ def load_recipe(
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     if not (dist.is_available() and dist.is_initialized()):  # a recipe may train several times
         ddp_init_group(run_opts)
-    try:
-        with open(hparams_file, encoding="utf-8") as stream:
-            hparams = load_hyperpyyaml(stream, overrides)
-    except FileNotFoundError as error:
-        if error.filename != hparams_file:
-            raise
-        raise MAMError(f"'{hparams_file}': no such file") from error
-    except KeyError as error:
-        match = re.match(r"Override '(.*?)' not found in: (\[.*\])", str(error.args[0]))
-        if match is None:
-            raise
-        near = difflib.get_close_matches(match[1], re.findall(r"'(.*?)'", match[2]), n=1)
-        hint = f"; did you mean --{near[0]}?" if near else ""
-        raise MAMError(f"--{match[1]}: '{hparams_file}' has no such key{hint}") from error
-    except ValueError as error:
-        if "reference" not in str(error):
-            raise
-        raise MAMError(f"'{hparams_file}': {error}") from error
-    except TypeError as error:
-        if not any("Invalid argument" in str(part) for part in error.args):
-            raise
-        raise MAMError(f"'{hparams_file}': {' '.join(str(part) for part in error.args)}") from error
+    hparams, base, replaced = load_yaml(Path(hparams_file), overrides)
     searched = SEARCH_KEYS if hparams.get("search") else ()
     check_keys(hparams, [*needed, *searched])
     check_ranges(hparams)
     check_ranges({key: value for key, value in run_opts.items() if value is not None})
     if not hparams.get("download"):  # what is to be downloaded need not be there
         hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
-    return hparams, run_opts, hparams_file, overrides
+    return hparams, run_opts, str(base), replaced
 
 
 def _corpus_folder(name: str) -> Path:
@@ -162,6 +142,7 @@ def run_stages(brain: TaskBrain, hparams: Mapping[str, Any], datasets: Datasets)
         ``train``, ``valid`` and ``test``.
     """
     results, folder = {}, Path(hparams["output_folder"])
+    write_environment(brain)
     if hparams.get("search") and brain.mam is not None:
         read_search(hparams, brain.mam.plan.target_layers)  # a mistake is told before any work
     if hparams["test_untouched"]:

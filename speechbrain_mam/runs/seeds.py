@@ -24,6 +24,7 @@ from pathlib import Path
 
 from speechbrain_mam.errors import MAMError, one_line_errors
 from speechbrain_mam.runs.jobs import Job, run_jobs
+from speechbrain_mam.runs.yaml_files import content_sha256, files_of
 
 
 def label_of(yaml: Path, overrides: Sequence[str]) -> str:
@@ -36,7 +37,8 @@ def label_of(yaml: Path, overrides: Sequence[str]) -> str:
     """
     method = None
     if yaml.is_file():
-        method = re.search(r"^method:\s*(\w+)", yaml.read_text(encoding="utf-8"), flags=re.M)
+        text = "\n".join(file.read_text(encoding="utf-8") for file in files_of(yaml))
+        method = re.search(r"^method:\s*(\w+)", text, flags=re.M)
     parts = [method[1] if method else yaml.stem, *(word.lstrip("-") for word in overrides)]
     label = "_".join(re.sub(r"[^\w.+-]+", "-", part).strip("-.") for part in parts)
     if len(label) > 80:
@@ -105,7 +107,7 @@ def plan_jobs(
             asked = {
                 "script": str(script.resolve()),
                 "yaml": str(yaml.resolve()),
-                "YAML content (sha256)": hashlib.sha256(yaml.read_bytes()).hexdigest(),
+                "YAML content (sha256)": content_sha256(yaml),
                 "overrides": [*own, *shared],
                 "nproc_per_node": nproc_per_node,
             }

@@ -17,6 +17,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_mam.atomic import write_beside, write_text_beside
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
+from speechbrain_mam.model_files.read import read_json
 from speechbrain_mam.tasks.recordings import check_audio
 
 logger = get_logger(__name__)
@@ -132,7 +133,7 @@ def is_prepared(save_folder: Path, identity: Mapping[str, Any]) -> bool:
     done = save_folder / DONE
     if not done.is_file():
         return False
-    found = json.loads(done.read_text(encoding="utf-8"))
+    found = read_json(done)
     if found == identity:
         logger.info("the manifests in %s are up to date", save_folder)
         return True

@@ -2,7 +2,7 @@
 
 ``python -m speechbrain_mam.testing`` checks every row of the table of architectures; a row of one's
 own is checked by :func:`check_target`. Pieces that work alone failed together, so nothing here is
-tried alone.
+tried alone. It may import brain, mam, lobes and what they may import.
 """
 
 from speechbrain_mam.testing.conformance import Failure as Failure

@@ -1,0 +1,181 @@
+"""A YAML that says only what differs from another one, which it includes as a whole.
+
+HyperPyYAML includes a file under a key, never at the top. But it takes *overrides*, keys that
+replace those of the file which it loads, references and placeholders included; a recipe's command
+line goes that way. So what is loaded is the file that stands alone, the base. What includes it is
+an override of it, and so is the command line after that. Read without this package:
+
+    large = ruamel.yaml.YAML().load(open("hparams/large/finetune.yaml"))
+    overrides = {**large, "data_folder": "/data/LJSpeech-1.1"}
+    hparams = load_hyperpyyaml(open("hparams/finetune.yaml"), overrides)
+
+Such a file loaded as if it were whole is an error of HyperPyYAML's, not half a recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from hyperpyyaml import load_hyperpyyaml
+from hyperpyyaml.core import recursive_update
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from speechbrain_mam.errors import MAMError
+
+_INCLUDE = re.compile(r"^(?:--- +)?!include:(\S+)", flags=re.M)
+"""At the start of a line: the tag of the whole file, not that of a key."""
+
+
+def files_of(yaml: Path) -> list[Path]:
+    """A YAML and the one it includes as a whole, which may do so too; the last one stands alone.
+
+    Raises
+    ------
+    MAMError
+        If one of them does not exist, or includes itself.
+    """
+    files = [yaml]
+    while True:
+        try:
+            tag = _INCLUDE.search(files[-1].read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            by = f"'{files[-2]}' includes " if len(files) > 1 else ""
+            raise MAMError(f"{by}'{files[-1]}': no such file") from error
+        if tag is None:
+            return files
+        included = files[-1].parent / tag[1]
+        short = Path(os.path.normpath(included))  # another file where a folder is a link
+        files.append(short if short.exists() and short.samefile(included) else included)
+        if any(files[-1].resolve() == file.resolve() for file in files[:-1]):
+            raise MAMError(f"'{files[-2]}' includes '{files[-1]}': they include one another")
+
+
+def content_sha256(yaml: Path) -> str:
+    """SHA-256 of a YAML together with what it includes as a whole."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files_of(yaml))).hexdigest()
+
+
+def base_and_overrides(yaml: Path, overrides: str = "") -> tuple[Path, str | dict[str, Any]]:
+    r"""What HyperPyYAML is to load, and what is to replace keys of it.
+
+    Arguments
+    ---------
+    yaml : Path
+        A recipe's YAML, whole or with the tag ``!include:FILE`` above its keys.
+    overrides : str
+        The command line's, which go before those of the file.
+
+    Returns
+    -------
+    tuple
+        The file that stands alone, and its overrides: as they were given, or a mapping.
+
+    Raises
+    ------
+    MAMError
+        If a key is not in the file that stands alone: it would replace nothing.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> from hyperpyyaml import load_hyperpyyaml
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "small.yaml").write_text("width: 384\ndouble: !ref <width> * 2\nlr: 0.1\n")
+    >>> _ = (folder / "large.yaml").write_text("!include:small.yaml\nwidth: 1024\n")
+    >>> base, overrides = base_and_overrides(folder / "large.yaml", "lr: 0.2")
+    >>> load_hyperpyyaml(base.open(), overrides)
+    {'width': 1024, 'double': 2048, 'lr': 0.2}
+    """
+    *above, base = files_of(yaml)
+    if not above:
+        return base, overrides
+    known = _keys_of(base)
+    replaced: dict[str, Any] = {}
+    for file in reversed(above):
+        keys = _keys_of(file)
+        for key in keys:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise MAMError(f"'{file}': '{base}' has no key '{key}' to replace{hint}")
+        _replace(replaced, keys, f"'{file}'")
+    _replace(replaced, YAML().load(overrides) or {}, "the command line")
+    return base, replaced
+
+
+def load_yaml(yaml: Path, overrides: str = "") -> tuple[dict[str, Any], Path, str | dict[str, Any]]:
+    """Load a recipe's YAML with HyperPyYAML; mistakes in it are one line that names the file.
+
+    Arguments
+    ---------
+    yaml, overrides : Path, str
+        As of :func:`base_and_overrides`.
+
+    Returns
+    -------
+    tuple
+        Hyperparameters, and what :func:`base_and_overrides` returns.
+
+    Raises
+    ------
+    MAMError
+        If a file does not exist or is no YAML, a key, reference or argument is not known, or a
+        placeholder has no value.
+    """
+    named = " over ".join(f"'{file}'" for file in files_of(yaml))
+    try:
+        base, replaced = base_and_overrides(yaml, overrides)
+        with base.open(encoding="utf-8") as stream:
+            return load_hyperpyyaml(stream, replaced), base, replaced
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        known = mark is not None and not mark.name.startswith("<")  # else of what was made of them
+        where = f"'{mark.name}', line {mark.line + 1}" if known else named
+        raise MAMError(f"{where}: {error.problem or error.context}") from error
+    except KeyError as error:
+        match = re.match(r"Override '(.*?)' not found in: (\[.*\])", str(error.args[0]))
+        if match is None:
+            raise
+        near = difflib.get_close_matches(match[1], re.findall(r"'(.*?)'", match[2]), n=1)
+        hint = f"; did you mean --{near[0]}?" if near else ""
+        raise MAMError(f"--{match[1]}: {named} has no such key{hint}") from error
+    except ValueError as error:
+        if match := re.match(r"'(.*)' is a !PLACEHOLDER", str(error)):
+            raise MAMError(f"{named}: '{match[1]}' has no value yet; use --{match[1]}") from error
+        if "structure of the overrides" in str(error):
+            keys = ", ".join(f"'{k}'" for k, v in error.args[1].items() if isinstance(v, dict))
+            raise MAMError(
+                f"{named}: an override cannot give {keys} keys of its own; write them into the YAML"
+            ) from error
+        if "reference" not in str(error):
+            raise
+        raise MAMError(f"{named}: {error}") from error
+    except TypeError as error:
+        if not any("Invalid argument" in str(part) for part in error.args):
+            raise
+        raise MAMError(f"{named}: {' '.join(str(part) for part in error.args)}") from error
+
+
+def _replace(replaced: dict[str, Any], keys: dict[str, Any], where: str) -> None:
+    try:
+        recursive_update(replaced, keys)
+    except TypeError as error:
+        raise MAMError(f"{where}: {error}") from error
+
+
+def _keys_of(file: Path) -> dict[str, Any]:
+    """The YAML's keys; HyperPyYAML's tags stay as they are."""
+    # Without its own tag: ruamel.yaml takes a tagged mapping less strictly
+    stream = StringIO(_INCLUDE.sub("#", file.read_text(encoding="utf-8")))
+    stream.name = str(file)  # type: ignore[attr-defined] # for ruamel.yaml's errors
+    keys = YAML().load(stream) or {}
+    if not isinstance(keys, dict):
+        raise MAMError(f"'{file}': expected keys and values, found a {type(keys).__name__}")
+    return keys
