@@ -11,12 +11,18 @@ import io
 import os
 import pkgutil
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import speechbrain_mam
 from speechbrain_mam.architectures import registry as architectures
 from speechbrain_mam.cli import main
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.draw_rooms import svg
+from tools.rooms import module_graph, room_graph
 
 project = "speechbrain_mam"
 author = "The speechbrain_mam authors"
@@ -42,7 +48,10 @@ nitpick_ignore_regex = [
     # a page of its own: models
     ("py:data", r"speechbrain_mam\.architectures\.registry\.ARCHITECTURES"),
     # type variables
-    ("py:class", r"speechbrain_mam\.(tensor_checks\.Values|learning\.once_a_forward\.Result)"),
+    (
+        "py:class",
+        r"speechbrain_mam\.(tensor_checks\.Values|learning\.once_a_forward\.Result|merging\.methods\.Function)",
+    ),
 ]
 # Two classes of one name, in search and in report, are told apart by their modules.
 suppress_warnings = ["ref.python"]
@@ -141,9 +150,19 @@ GENERATED: dict[str, Callable[[], str]] = {
 
 
 def fill_in(text: str) -> str:
-    """A page with its generated parts; an unknown one is an error."""
+    """A page with its generated parts; an unknown one is an error.
+
+    A Mermaid block is what GitHub draws. There is one, of the rooms, and the built page has the
+    same arrows as a picture: Mermaid would have to be loaded from another host.
+    """
     pattern = r"^(?:<!-- generated: (.*?) -->|\.\. generated: (.*?))$"
-    return re.sub(pattern, lambda m: GENERATED[m[1] or m[2]](), text, flags=re.M)
+    text = re.sub(pattern, lambda m: GENERATED[m[1] or m[2]](), text, flags=re.M)
+    return re.sub(r"^```mermaid\n.*?^```$", lambda _: rooms_picture(), text, flags=re.M | re.S)
+
+
+def rooms_picture() -> str:
+    """The rooms, drawn from the imports."""
+    return f"```{{raw}} html\n{svg(room_graph(module_graph()))}\n```"
 
 
 def setup(app: Any) -> None:

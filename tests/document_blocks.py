@@ -222,9 +222,13 @@ def setup_arguments() -> dict:
     return said
 
 
+WORDS = {"check", "format", "--check", "-W", "--keep-going", "-m", "not slow", "docs/build"}
+"""Of linters, pytest and Sphinx, that are no files."""
+
+
 def _files(words: list[str], capsys) -> None:
     for word in words:
-        known = word in ("check", "format", "-W", "--keep-going", "docs/build")
+        known = word in WORDS
         assert known or Path(word).exists(), f"{word}: no such file"
 
 
@@ -242,5 +246,5 @@ PROGRAMS: dict[str, Callable[[list[str], object], None]] = {
     "pip": _pip,
     "export": _export,
     "source": lambda words, _: None,
-    **dict.fromkeys(("pytest", "ruff", "mypy", "sphinx-build"), _files),
+    **dict.fromkeys(("pytest", "ruff", "mypy", "lint-imports", "sphinx-build"), _files),
 }

@@ -27,6 +27,7 @@ LEFTOVERS = (
     "speechbrain_mam/__pycache__/cli.cpython-311.pyc",
     "recipes/LJSpeech/__pycache__/ljspeech_prepare.cpython-311.pyc",
     "tests/.hypothesis/examples",
+    "docs/.ipynb_checkpoints/tutorial-checkpoint.ipynb",
 )
 DEFAULTS = ("speechbrain_mam/hubert-mini", "sentence-transformers/all-MiniLM-L6-v2")
 
@@ -133,7 +134,7 @@ def test_the_metadata(built):
     assert {"embedded", "docs", "test", "tensorboard"} <= set(meta.get_all("Provides-Extra"))
     assert "speechbrain-mam = speechbrain_mam.cli:main" in entry_points
     version = f'__version__ = "{meta["Version"]}"'
-    assert version in (REPO / "speechbrain_mam" / "__init__.py").read_text(encoding="utf-8")
+    assert version in (REPO / "speechbrain_mam" / "version.py").read_text(encoding="utf-8")
     assert f"## [{meta['Version']}]" in (REPO / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"version: {meta['Version']}" in (REPO / "CITATION.cff").read_text(encoding="utf-8")
 

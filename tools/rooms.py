@@ -107,16 +107,24 @@ def size_faults(files: Mapping[str, Path]) -> list[str]:
     return faults
 
 
-def mermaid(rooms: Graph) -> str:
-    """The rooms as a Mermaid graph, arrows that follow from others left out."""
+def reduced(rooms: Graph) -> Graph:
+    """The arrows that do not follow from others."""
     level = floors(rooms)
     reach: dict[str, set[str]] = {}
     for name in sorted(level, key=level.__getitem__):
         reach[name] = {other for o in rooms[name] for other in reach[o]} | rooms[name]
+    return {
+        name: {o for o in others if not any(o in reach[p] for p in others - {o})}
+        for name, others in rooms.items()
+    }
+
+
+def mermaid(rooms: Graph) -> str:
+    """The rooms as a Mermaid graph, arrows that follow from others left out."""
+    level, direct = floors(rooms), reduced(rooms)
     lines = ["graph TD"]
     for name in sorted(rooms, key=lambda n: (-level[n], n)):
-        direct = {o for o in rooms[name] if not any(o in reach[p] for p in rooms[name] - {o})}
-        lines += [f"    {name} --> {other}" for other in sorted(direct)]
+        lines += [f"    {name} --> {other}" for other in sorted(direct[name])]
     return "\n".join(lines)
 
 

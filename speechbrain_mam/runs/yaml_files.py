@@ -3,7 +3,7 @@
 HyperPyYAML includes a file under a key, never at the top. But it takes *overrides*, keys that
 replace those of the file which it loads, references and placeholders included; a recipe's command
 line goes that way. So what is loaded is the file that stands alone, the base. What includes it is
-an override of it, and so is the command line after that. Read without this package:
+an override of it, and so is the command line after that. Read without this package::
 
     large = ruamel.yaml.YAML().load(open("hparams/large/finetune.yaml"))
     overrides = {**large, "data_folder": "/data/LJSpeech-1.1"}
