@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from speechbrain_mam.errors import MAMError, one_of
 
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 # Tensors bring their own methods, so that torch is not imported here: the command line works on
 # files and does without it.
-MergeFunction = Callable[["Tensor", "Tensor", Any], "Tensor"]
-Function = TypeVar("Function", bound=MergeFunction)
+MergeFunction = Callable[..., "Tensor"]  # of target, donor and λ
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ METHODS: dict[str, MergeMethod] = {}
 """Every method by name. A new one is a function with :func:`merge_method` above it."""
 
 
-def merge_method(name: str, **options: Any) -> Callable[[Function], Function]:
+def merge_method(name: str, **options: Any) -> Callable[[MergeFunction], MergeFunction]:
     """Register a function under ``name``; see :class:`MergeMethod` for the options.
 
     Raises
@@ -91,7 +90,7 @@ def merge_method(name: str, **options: Any) -> Callable[[Function], Function]:
     'larger'
     """
 
-    def register(function: Function) -> Function:
+    def register(function: MergeFunction) -> MergeFunction:
         if name in METHODS:
             raise MAMError(f"a merge method '{name}' exists; choose another name")
         METHODS[name] = MergeMethod(name, function, **options)
