@@ -81,3 +81,24 @@ def test_places():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with place("cpu").autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--ckpt_interval_minutes", "0.5"], 0.5),
+        (["--ckpt_interval_minutes=0.25"], 0.25),
+        (["--ckpt_interval_minutes", "15"], 15),
+        (["--ckpt_interval_minutes=1"], 1),
+    ],
+)
+def test_checkpoints_every_half_a_minute(words, value):
+    """SpeechBrain's command line takes whole minutes, its Brain any number."""
+    _, run_opts, _, _ = load_recipe([str(REPO / "hparams" / "finetune.yaml"), *words], ())
+    assert run_opts["ckpt_interval_minutes"] == value
+
+
+def test_a_negative_fraction_of_minutes_is_refused():
+    words = [str(REPO / "hparams" / "finetune.yaml"), "--ckpt_interval_minutes", "-0.5"]
+    with pytest.raises(MAMError, match="ckpt_interval_minutes"):
+        load_recipe(words, ())

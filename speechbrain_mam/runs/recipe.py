@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,10 @@ def load_recipe(
     for key, value in (defaults or {}).items():
         if f"--{key}" not in given:
             arguments += [f"--{key}", str(value)]
+    arguments, minutes = _fractions(arguments)
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
+    if minutes is not None:
+        run_opts.ckpt_interval_minutes = minutes
     if not (dist.is_available() and dist.is_initialized()):  # a recipe may train several times
         ddp_init_group(run_opts)
     hparams, base, replaced = load_yaml(Path(hparams_file), overrides)
@@ -78,6 +82,31 @@ def load_recipe(
     if not hparams.get("download"):  # what is to be downloaded need not be there
         hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
     return hparams, run_opts, str(base), replaced
+
+
+def _fractions(arguments: list[str]) -> tuple[list[str], float | None]:
+    """The arguments with a whole number in the place of ``--ckpt_interval_minutes 0.5``, and that.
+
+    SpeechBrain compares it with a fraction, but its command line takes whole numbers only.
+
+    Example
+    -------
+    >>> _fractions(["mam.yaml", "--ckpt_interval_minutes=0.5"])
+    (['mam.yaml', '--ckpt_interval_minutes=1'], 0.5)
+    """
+    key, found = "--ckpt_interval_minutes", None
+    words = list(arguments)
+    for i, word in enumerate(words):
+        before, equals, value = word.partition("=")
+        if before == key and not equals and i + 1 < len(words):
+            before, equals, value, i = "", "", words[i + 1], i + 1
+        elif before != key or not equals:
+            continue
+        with suppress(ValueError):
+            if not float(value).is_integer():
+                found = float(value)
+                words[i] = f"{before}{equals}1"
+    return words, found
 
 
 def _corpus_folder(name: str) -> Path:
