@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +72,7 @@ def load_recipe(
     arguments, minutes = _fractions(arguments)
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     if minutes is not None:
-        run_opts.ckpt_interval_minutes = minutes
+        run_opts = dataclasses.replace(run_opts, ckpt_interval_minutes=minutes)
     if not (dist.is_available() and dist.is_initialized()):  # a recipe may train several times
         ddp_init_group(run_opts)
     hparams, base, replaced = load_yaml(Path(hparams_file), overrides)
