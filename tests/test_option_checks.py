@@ -9,8 +9,8 @@ from conftest import REPO
 
 from speechbrain_mam import MAMError
 from speechbrain_mam.runs.option_checks import RANGES, check_ranges
-from speechbrain_mam.runs.place import place
 from speechbrain_mam.runs.recipe import load_recipe
+from speechbrain_mam.search.place import place
 
 
 class AnyTag(yaml.SafeLoader):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-from speechbrain_mam.runs.place import Place, place
+from speechbrain_mam.search.place import Place, place
 from speechbrain_mam.tasks.asr_data import check_recordings, speech_dataset
 from speechbrain_mam.tasks.finite import check_outputs
 from speechbrain_mam.tasks.task import kept
@@ -27,7 +27,7 @@ class Recogniser:
 
     @classmethod
     def load(cls, target: str, device: str | None, precision: str) -> Recogniser:
-        """Of a folder or a name; device and precision as :func:`~speechbrain_mam.runs.place.place`
+        """Of a folder or a name; device and precision as :func:`~speechbrain_mam.search.place.place`
         takes them."""
         where = place(device, precision)
         return cls(HubertCTC(target, trainable="none").eval().to(where.device), where)

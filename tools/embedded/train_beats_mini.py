@@ -28,7 +28,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from speechbrain_mam.runs.place import fast_precision
+from speechbrain_mam.search.place import fast_precision
 from tools.embedded.beats_mini_model import (
     FBANK_MEAN,
     FBANK_STD,

@@ -28,7 +28,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from torch import Tensor
 from transformers import HubertForCTC
 
-from speechbrain_mam.runs.place import fast_precision
+from speechbrain_mam.search.place import fast_precision
 from tools.embedded.hubert_mini_data import (
     ShortFirstSampler,
     make_augmenter,
