@@ -62,7 +62,7 @@ GROUPS = {
     "evidence": ("search", "results", "report", "export"),
 }
 """The API's pages and their rooms; the page ``further`` has all the others."""
-FACES = ("recipe", "precision", "seeds")
+FACES = ("corpus", "recipe", "precision", "seeds")
 """Names that stay for YAMLs and commands; the rooms have what they give."""
 
 

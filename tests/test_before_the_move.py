@@ -31,7 +31,7 @@ PUBLIC = (
 )
 OF_YAMLS = (
     *("MAM", "lobes.hubert_ctc.HubertCTC", "lobes.beats.BEATsEncoder"),
-    *("recipe.tensorboard_logger", "precision.fast_precision"),
+    *("recipe.tensorboard_logger", "precision.fast_precision", "corpus.normalize_text"),
 )
 OF_LOBES = (
     *("beats_model.BEATsModel", "beats_model.build_beats", "beats_model.checkpoint_file"),
