@@ -24,7 +24,8 @@ MAX_FLOORS, MAX_LINES, MIN_LINES, MAX_MODULES = 12, 300, 40, 12
 SMALL = {
     "version": "one line that reports and exports read without the whole face",
     "recipe": "a name that YAMLs call", "precision": "a name that YAMLs call",
-    "corpus": "a name that scripts call", "seeds": "a name that users run", "__main__": "a name that users run",
+    "corpus": "a name that scripts call",
+    "seeds": "a name that users run", "__main__": "a name that users run",
 }  # fmt: skip
 """Files that are short for a reason; every ``__init__.py`` is one, too."""
 
