@@ -108,7 +108,8 @@ def summary_like(text: str) -> str:
     brain.hparams.output_folder = folder
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "write_beside", lambda *_: None)
+        patch.setattr(recipe, "write_text_beside", lambda *_: None)
+        patch.setattr(recipe, "json", MagicMock())
         patch.setattr(recipe.logger, "info", said.append)
         recipe.summarize(brain, results)
     return said[0]
