@@ -38,8 +38,8 @@ class Recogniser:
 
     @classmethod
     def load(cls, target: str, device: str | None, precision: str) -> Recogniser:
-        """Of a folder or a name; device and precision as :func:`~speechbrain_mam.search.place.place`
-        takes them."""
+        """Of a folder or a name; device and precision as
+        :func:`~speechbrain_mam.search.place.place` takes them."""
         where = place(device, precision)
         return cls(HubertCTC(target, trainable="none").eval().to(where.device), where)
 
