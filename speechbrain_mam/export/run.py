@@ -20,11 +20,11 @@ from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.merging.methods import METHODS
-from speechbrain_mam.results.fields import load
 from speechbrain_mam.results.runs import read_run
 from speechbrain_mam.tasks.audio_events import AudioEvents
 from speechbrain_mam.tasks.audio_events_data import class_names
 from speechbrain_mam.tasks.task import TaskBrain
+from speechbrain_mam.text_files import read_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
     for name in ("hyperparams.yaml", "save"):
         if not (folder / name).exists():
             raise MAMError(f"'{folder}' holds no {name}: not the output folder of a recipe")
-    return load(folder / "results.json")
+    return read_json(folder / "results.json")
 
 
 @contextmanager

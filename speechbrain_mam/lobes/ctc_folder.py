@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
-from speechbrain_mam.model_files.read import read_json
+from speechbrain_mam.text_files import read_json
 
 HARMLESS = re.compile(r"masked_spec_embed|.*\.masked_spec_embed|.*\.num_batches_tracked")
 """What a model may lack: used only where transformers masks its input, which is not done here, or

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.results.fields import get, load
+from speechbrain_mam.results.fields import get
 from speechbrain_mam.results.statistics import ErrorCounts, error_rate
 from speechbrain_mam.results.tasks import CLASSIFICATION, TASKS, Task
+from speechbrain_mam.text_files import read_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ def read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Eva
     file = folder / f"utterances_{name.replace(' ', '_')}.json"
     if not file.is_file():
         raise MAMError(f"'{file}': no such file, but '{results}' has a test '{name}'")
-    utterances = get(load(file), "utterances", dict, file)
+    utterances = get(read_json(file), "utterances", dict, file)
     if not utterances:
         raise MAMError(f"'{file}': field 'utterances' is empty")
     ids = tuple(sorted(utterances))

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from speechbrain_mam.errors import MAMError
-
-
-def load(file: Path) -> dict[str, Any]:
-    """A JSON object out of a file."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MAMError(f"'{file}' is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise MAMError(f"'{file}': expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def number(value: Any, key: str, file: Path) -> float:

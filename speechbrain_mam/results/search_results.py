@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.results.fields import get, load
+from speechbrain_mam.results.fields import get
 from speechbrain_mam.results.statistics import ErrorCounts
+from speechbrain_mam.text_files import read_json
 
 NO_CONTROL = "none"
 
@@ -46,7 +47,7 @@ def read_sweep(file: Path) -> Sweep | None:
     """``sweep.json``, or ``None`` where there is none."""
     if not file.is_file():
         return None
-    content = load(file)
+    content = read_json(file)
     ids = tuple(get(content, "ids", list, file))
     words = np.array(get(content, "words", list, file))
     rows = get(content, "points", list, file)
@@ -102,7 +103,7 @@ def read_probe(file: Path) -> dict[str, Any] | None:
     """``probe.json``, or ``None`` where there is none."""
     if not file.is_file():
         return None
-    content = load(file)
+    content = read_json(file)
     for kind in ("layers", "projections", "heads"):
         for row in get(content, kind, list, file):
             for key in ("layer", "score", "stderr"):

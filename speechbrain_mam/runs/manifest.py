@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,12 @@ from torch import Tensor
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.results.fields import get
 from speechbrain_mam.runs.place import Place, place
 from speechbrain_mam.tasks.asr_data import check_recordings, speech_dataset
 from speechbrain_mam.tasks.finite import check_outputs
 from speechbrain_mam.tasks.task import kept
+from speechbrain_mam.text_files import read_json
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _noted_folder(manifest: Path) -> str:
     """The corpus's folder, out of the note that a preparation leaves beside its manifests."""
     note = manifest.with_name("prepared.json")
     if note.is_file():
-        return json.loads(note.read_text(encoding="utf-8"))["data_folder"]
+        return get(read_json(note), "data_folder", str, note)
     if "$data_root" in manifest.read_text(encoding="utf-8", errors="replace"):
         raise MAMError(f"'{manifest}' names audio below $data_root: give its folder, --data-folder")
     return ""

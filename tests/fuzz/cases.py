@@ -25,7 +25,7 @@ from pathlib import Path
 import mutators
 from targets import TARGETS, Target
 
-from speechbrain_mam.errors import MAMError, of_the_system
+from speechbrain_mam.errors import MAMError, of_the_system, one_line
 
 LIMIT_S = 20
 MORE_MEMORY = 6 << 30
@@ -112,7 +112,7 @@ def _taken(case: Path, target: Target, rng: random.Random) -> tuple[str, str]:
         with _limits(case), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = target.run(rng)
     except MAMError as error:
-        found = "refused", str(error)
+        found = "refused", one_line(str(error))
     except OSError as error:
         named = error.filename is not None or error.filename2 is not None
         found = ("refused", of_the_system(error)) if named else ("finding", traceback.format_exc())
@@ -146,9 +146,7 @@ def _limits(case: Path) -> Iterator[None]:
     handler = signal.signal(signal.SIGALRM, stop)
     os.chdir(case)
     try:
-        resource.setrlimit(
-            resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_MEMORY, hard)
-        )
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_MEMORY, hard))
         signal.alarm(LIMIT_S)
         logging.disable(logging.ERROR)
         with warnings.catch_warnings():

@@ -85,7 +85,9 @@ def number_in_bytes(content: bytes, rng: random.Random) -> tuple[str, bytes]:
 def insert(content: bytes, rng: random.Random) -> tuple[str, bytes]:
     """Some bytes more, or some stand there twice."""
     at = rng.randrange(len(content) + 1)
-    more = rng.choice([b"\0", b"\xff\xfe", b"\n", os.urandom(0), content[:64], b"\x80\x04", b"{" * 9])
+    more = rng.choice(
+        [b"\0", b"\xff\xfe", b"\n", os.urandom(0), content[:64], b"\x80\x04", b"{" * 9]
+    )
     return f"{more[:8]!r} inserted at {at}", content[:at] + more + content[at:]
 
 

@@ -54,13 +54,21 @@ def main() -> int:
                 last = outcome.said.strip().splitlines()[-1][:300]
                 print(f"{outcome.target}:{outcome.seed}: {outcome.what[:200]}: {last}", flush=True)
     print(table(counts))
-    alike: dict[str, Outcome] = {}
+    alike: dict[tuple[str, str], list[Outcome]] = {}
     for one in findings:
-        frames = [x for x in one.said.splitlines() if x.startswith('  File "')]
-        alike.setdefault(frames[-1] if frames else one.said[:80], one)
-    for one in alike.values():
-        print(f"\n--- {one.target}:{one.seed}: {one.what[:300]}\n{one.said[-SHOWN:]}")
+        alike.setdefault(_place(one.said), []).append(one)
+    for (place, kind), several in alike.items():
+        one = several[0]
+        print(f"\n--- {len(several)} like {one.target}:{one.seed}: {one.what[:300]}")
+        print(f"{one.said[-SHOWN:]}\n{place}: {kind[:300]}")
     return bool(findings)
+
+
+def _place(said: str) -> tuple[str, str]:
+    """The last line of this package in a traceback, and the exception's name."""
+    lines = said.strip().splitlines()
+    ours = [x.strip() for x in lines if "/speechbrain_mam/" in x or "/recipes/" in x]
+    return ours[-1] if len(lines) > 1 and ours else "", lines[-1].partition(":")[0]
 
 
 def table(counts: dict[str, Counter[str]]) -> str:
