@@ -24,7 +24,7 @@ from speechbrain_mam.results.runs import read_run
 from speechbrain_mam.tasks.audio_events import AudioEvents
 from speechbrain_mam.tasks.audio_events_data import class_names
 from speechbrain_mam.tasks.task import TaskBrain
-from speechbrain_mam.text_files import read_json
+from speechbrain_mam.text_files import read_json, read_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ def quiet() -> Iterator[None]:
 def _read_hparams(folder: Path) -> dict[str, Any]:
     """The YAML as the run recorded it; where the folder lies now is where its files are."""
     file, save = folder / "hyperparams.yaml", str(folder / "save")
-    found = data_only(file.read_text(encoding="utf-8"), file)
+    found = data_only(read_text(file), file)
     for key in ("encoder", "classifier", "modules", "mam"):
         if key in found.left_out:
             raise MAMError(

@@ -143,20 +143,23 @@ def _limits(case: Path) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before, level = os.getcwd(), logging.root.manager.disable
-    handler = signal.signal(signal.SIGALRM, stop)
+    handlers = {one: signal.signal(one, stop) for one in (signal.SIGALRM, signal.SIGPROF)}
     os.chdir(case)
     try:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_MEMORY, hard))
-        signal.alarm(LIMIT_S)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT_S)  # a busy machine is no hang
+        signal.alarm(10 * LIMIT_S)
         logging.disable(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         logging.disable(level)
-        signal.signal(signal.SIGALRM, handler)
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
         os.chdir(before)
 
 

@@ -130,8 +130,9 @@ def _recipe(rng: random.Random) -> None:
     places += ["--donor_model", "donor"] if "mam" in name else []
     keys = ["lr", "lr_mam", "lam", "layers", "projections", "batch_size", "number_of_epochs",
             "precision", "seed", "sorting", "layer_map", "bias", "granularity", "lam_grid",
-            "layer_choices", "controls", "grad_accumulation_factor", "nothing", "max_batch_length_s",
-            "test_untouched", "output_folder", "speech_model", "new_alphabet"]  # fmt: skip
+            "layer_choices", "controls", "grad_accumulation_factor", "nothing",
+            "test_untouched", "output_folder", "speech_model", "new_alphabet",
+            "max_batch_length_s"]  # fmt: skip
     odd = str(rng.choice(mutators.ODD_VALUES)).replace(mutators.DIGITS, "9" * 4400)
     options = [] if rng.random() < 0.4 else [f"--{rng.choice(keys)}", odd]
     if "/" in odd or odd == "~":  # nothing is to be made outside of the case's folder
@@ -148,7 +149,7 @@ def _runs_alone(rng: random.Random) -> None:
     """What a report reads, without its pictures, which take seconds."""
     from speechbrain_mam.report.build import make_report
 
-    make_report(sorted(file.parent for file in Path().rglob("results.json")))
+    make_report(sorted(file.parent for file in Path().rglob("results.json")), n_resamples=50)
 
 
 def _command_line(rng: random.Random) -> int:
