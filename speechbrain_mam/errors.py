@@ -95,7 +95,7 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         if error.filename is None and error.filename2 is None:  # of a socket, of a bug
             raise
-        logging.getLogger("speechbrain_mam").error("%s", of_the_system(error))
+        logging.getLogger("speechbrain_mam").error("%s", one_line(of_the_system(error)))
         raise SystemExit(2) from error
 
 

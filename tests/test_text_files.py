@@ -81,7 +81,7 @@ def test_a_line_is_one_and_no_longer_than_can_be_read(capsys, hubert_folder):
 
 
 WRONG_YAMLS = {
-    "width: !apply:int [a]": "cannot be loaded: .*invalid literal for int",
+    "width: !apply:math.sqrt [-1]": "cannot be loaded: .*math domain error",
     "width: !new:nothing.at.all": "cannot be loaded: .*nothing",
     "width: " + "[" * 2000: "cannot be loaded: .*recursion",
     "width: \x01": "cannot be loaded: .*special characters",
@@ -156,3 +156,32 @@ def test_a_ctranslate2_file_of_too_many_axes(tmp_path):
     (tmp_path / "model.bin").write_bytes(content)
     with pytest.raises(MAMError, match=r"model\.bin: variable 'w' has 70 axes"):
         read_model(tmp_path / "model.bin")
+
+
+def test_figures_that_are_none(tmp_path):
+    from made_up_runs import TestSet, write_run, write_sweep
+
+    from speechbrain_mam.results.runs import read_run
+
+    test_set = TestSet(4)
+    run = write_run(tmp_path / "run", {"finetune": test_set.utterances(0.5, 1)})
+    write_sweep(run, test_set)
+    sweep, results = run / "sweep.json", run / "results.json"
+    wrong = [
+        (sweep, '"words": [', '"words": [null, ', r"'words': None is no number of errors"),
+        (sweep, '"errors": [', '"errors": ["7", ', r"'errors': '7' is no number of errors"),
+        (sweep, '"errors": [', f'"errors": [{10**30}, ', r"'errors': 1000.* is no number"),
+        (sweep, '"lam": 0.8', '"lam": NaN', r"field 'lam' is nan, expected a finite number"),
+        (results, '"WER": ', f'"WER": {10**400}, "x": ', r"'WER' is 1000.*, expected a finite"),
+    ]
+    for file, old, new, message in wrong:
+        text = file.read_text()
+        changed = text.replace(old, new, 1)
+        if "[" in old:  # one more is one less behind it
+            head, _, tail = changed.partition(new)
+            changed = head + new + tail.partition(",")[2].lstrip()
+        file.write_text(changed)
+        with pytest.raises(MAMError, match=rf"{file.name}'.*{message}"):
+            read_run(run)
+        file.write_text(text)
+    read_run(run)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml.error import YAMLError
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.export.data_only import data_only
@@ -163,8 +164,9 @@ def _read_hparams(folder: Path) -> dict[str, Any]:
         hparams = load_hyperpyyaml(found.text, overrides)
     except MAMError as error:
         raise MAMError(f"'{file}': {error}") from error
-    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(part) for part in error.args)
+    except Exception as error:  # of HyperPyYAML, or of one of the allowed calls
+        told = str(error) if isinstance(error, YAMLError) else " ".join(map(str, error.args))
+        reason = " ".join(told.split()) or type(error).__name__
         raise MAMError(f"'{file}' cannot be loaded: {reason}") from error
     finally:
         torch.set_rng_state(state)  # the YAML seeds everything

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.results.fields import get
+from speechbrain_mam.results.fields import counts, get, number
 from speechbrain_mam.results.statistics import ErrorCounts
 from speechbrain_mam.text_files import read_json
 
@@ -49,7 +47,7 @@ def read_sweep(file: Path) -> Sweep | None:
         return None
     content = read_json(file)
     ids = tuple(get(content, "ids", list, file))
-    words = np.array(get(content, "words", list, file))
+    words = counts(get(content, "words", list, file), "words", file)
     rows = get(content, "points", list, file)
     chosen = get(content, "chosen", dict, file)
     name = _subset_names([*rows, chosen], file)
@@ -66,14 +64,14 @@ def read_sweep(file: Path) -> Sweep | None:
             Point(
                 donor=get(point, "donor", str, where, optional=True),
                 control=get(point, "control", str, where),
-                lam=get(point, "lam", (int, float), where),
+                lam=number(point.get("lam"), "lam", where),
                 subset=name(point),
-                counts=ErrorCounts(ids, np.array(errors), words),
+                counts=ErrorCounts(ids, counts(errors, "errors", where), words),
             )
         )
     if not points:
         raise MAMError(f"'{file}': field 'points' is empty")
-    get(chosen, "lam", (int, float), f"{file}', field 'chosen")
+    number(chosen.get("lam"), "lam", f"{file}', field 'chosen")
     return Sweep(
         points=tuple(points),
         chosen={**chosen, "subset": name(chosen)},

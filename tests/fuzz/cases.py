@@ -115,7 +115,11 @@ def _taken(case: Path, target: Target, rng: random.Random) -> tuple[str, str]:
         found = "refused", one_line(str(error))
     except OSError as error:
         named = error.filename is not None or error.filename2 is not None
-        found = ("refused", of_the_system(error)) if named else ("finding", traceback.format_exc())
+        found = (
+            ("refused", one_line(of_the_system(error)))
+            if named
+            else ("finding", traceback.format_exc())
+        )
     except (Exception, TooLong):
         found = "finding", traceback.format_exc()
     else:
@@ -148,13 +152,13 @@ def _limits(case: Path) -> Iterator[None]:
     try:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_MEMORY, hard))
         signal.setitimer(signal.ITIMER_PROF, LIMIT_S)  # a busy machine is no hang
-        signal.alarm(10 * LIMIT_S)
+        signal.setitimer(signal.ITIMER_REAL, 10 * LIMIT_S)
         logging.disable(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         logging.disable(level)
