@@ -55,9 +55,7 @@ def test_a_table(tmp_path):
             read_table(file)
 
 
-@pytest.mark.parametrize(
-    "stream", [b"\x80\x02cos\xff\n", b"\x80\x02a", b"\x80\x02q", b"\x80\x02h\7."]
-)
+@pytest.mark.parametrize("stream", [b"\x80\x02cos\xff\n", b"\x80\x02a", b"\x80\x02h\7."])
 def test_a_spoiled_pickle(stream, tmp_path):
     """Each leads torch's unpickler to an exception of its own."""
     (tmp_path / "a.bin").write_bytes(stream)

@@ -86,15 +86,22 @@ def _subset_names(rows: list[Any], file: Path) -> Callable[[dict[str, Any]], str
     for row in rows:
         subset = get(row, "subset", str, f"{file}', field 'points")
         if row.get("lam") != 1:
-            layers.setdefault(subset, set()).add(tuple(row.get("layers") or ()))
+            layers.setdefault(subset, set()).add(_layers(row, file))
 
     def name(row: dict[str, Any]) -> str:
         subset = str(row["subset"])
         if len(layers.get(subset, ())) < 2:
             return subset
-        return f"{subset} ({', '.join(map(str, row['layers']))})"
+        return f"{subset} ({', '.join(map(str, _layers(row, file)))})"
 
     return name
+
+
+def _layers(row: Mapping[str, Any], file: Path) -> tuple[int, ...]:
+    found = row.get("layers") or []
+    if not isinstance(found, list) or not all(type(layer) is int for layer in found):
+        raise MAMError(f"'{file}': 'layers' is {found!r}, expected a list of layers' numbers")
+    return tuple(found)
 
 
 def read_probe(file: Path) -> dict[str, Any] | None:
