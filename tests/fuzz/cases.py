@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -18,7 +19,7 @@ import signal
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class Workshop:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.warm: set[str] = set()
 
     def original(self, target: Target) -> Path:
         """The target's right files."""
@@ -73,17 +75,48 @@ class Workshop:
                 raise
         return place
 
+    def _warm_up(self, target: Target) -> None:
+        """What is right is taken so; and what the libraries load is loaded in each fork."""
+        self.warm.add(target.name)
+        with tempfile.TemporaryDirectory(prefix="right") as folder:
+            case = Path(folder) / "case"
+            shutil.copytree(self.original(target), case)
+            kind, said = _taken(case, target, random.Random(0))
+            assert kind == "right", f"{target.name}: {said}"
+
     def run(self, name: str, seed: int) -> Outcome:
         """One case, the same one whenever it is run."""
         target, rng = TARGETS[name], random.Random(f"{name} {seed}")
         original = self.original(target)
+        if target.share and target.files and name not in self.warm:
+            self._warm_up(target)
         with tempfile.TemporaryDirectory(prefix="case") as outside:
             case = Path(outside) / "in" / "case"
             # a link is not changed: the mutated file is written anew
             shutil.copytree(original, case, copy_function=os.link)
             what = _mutate(case, target, rng)
-            kind, said = _taken(case, target, rng)
+            kind, said = _in_a_fork(lambda: _taken(case, target, rng))
         return Outcome(name, seed, what, kind, said)
+
+
+def _in_a_fork(run: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+    """What comes of it in a process of its own: a library may crash, or change what it keeps."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reader)
+            with os.fdopen(writer, "wb") as stream:
+                pickle.dump(run(), stream)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        content = stream.read()
+    _, status = os.waitpid(child, 0)
+    if not content:
+        return "finding", f"the process has died: {os.waitstatus_to_exitcode(status)}"
+    return pickle.loads(content)
 
 
 def _mutate(case: Path, target: Target, rng: random.Random) -> str:

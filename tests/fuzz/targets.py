@@ -44,7 +44,7 @@ class Target:
     run : callable
         Reads them, in the folder; gives an exit code, or nothing where it is no command.
     share : int
-        How many of a hundred cases or so are its own.
+        How many of a hundred cases or so are its own; with 0 the right files are not tried first.
     kinds : list of mutators, optional
         In the place of those that go with the file's suffix.
     """

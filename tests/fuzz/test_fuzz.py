@@ -74,9 +74,10 @@ def test_what_a_finding_is(tmp_path, monkeypatch):
         "no line": (lambda rng: 2, "finding"),
         "code": (lambda rng: os.mkdir(mutators.EXECUTED), "finding"),
         "a hang": (hangs, "finding"),
+        "a crash": (lambda rng: os.abort(), "finding"),
         "right": (lambda rng: None, "right"),
     }
     for name, (run, kind) in kinds.items():
-        target = Target(name, made, ("a.txt",), run, 1)
+        target = Target(name, made, ("a.txt",), run, share=0)
         monkeypatch.setitem(cases.TARGETS, name, target)
         assert cases.Workshop(tmp_path).run(name, 1).kind == kind, name
