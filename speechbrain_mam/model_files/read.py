@@ -108,6 +108,8 @@ def state_dict(found: Any, where: str) -> dict[str, torch.Tensor]:
             raise MAMError(
                 f"{where}: '{name}' is stored as {value.layout}, expected a dense tensor"
             )
+        if value.is_meta:
+            raise MAMError(f"{where}: '{name}' is stored without its values (device 'meta')")
     return found
 
 
