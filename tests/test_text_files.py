@@ -126,7 +126,7 @@ def test_a_beats_of_tensors_without_their_values(to, tmp_path):
     name = next(n for n in state if n.endswith("q_proj.weight"))
     state[name] = to(state[name])
     torch.save({"cfg": CFG, "model": state}, tmp_path / "a.pt")
-    with pytest.raises(MAMError, match=rf"a\.pt': its 'model': '{re.escape(name)}' is stored as"):
+    with pytest.raises(MAMError, match=rf"a\.pt': its 'model': '{re.escape(name)}' is stored"):
         BEATsEncoder(tmp_path / "a.pt")
 
 
