@@ -79,7 +79,7 @@ class Workshop:
         """What is right is taken so; and what the libraries load is loaded in each fork."""
         self.warm.add(target.name)
         with tempfile.TemporaryDirectory(prefix="right") as folder:
-            case = Path(folder) / "case"
+            case = Path(folder) / "in" / "case"
             shutil.copytree(self.original(target), case)
             kind, said = _taken(case, target, random.Random(0))
             assert kind == "right", f"{target.name}: {said}"
