@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+LONGEST = 1600
+"""Characters of a line on stderr."""
+
 
 class MAMError(ValueError):
     """Bad input: a model, a plan, a YAML key or a corpus that cannot be used as asked.
@@ -56,6 +59,20 @@ def of_the_system(error: OSError) -> str:
     return f"{error.strerror or error}" + (f": '{file}'" if file is not None else "")
 
 
+def one_line(message: str) -> str:
+    """A message as one line, without the middle of one that quotes thousands of characters.
+
+    Example
+    -------
+    >>> one_line("'config.json':\\nexpected a number")
+    "'config.json': expected a number"
+    >>> len(one_line("[" * 10_000)), one_line("[" * 10_000)[800:803]
+    (1603, ' … ')
+    """
+    line = " ".join(message.splitlines())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """End the process with exit code 2 and the message alone where bad input comes up.
@@ -73,12 +90,12 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except MAMError as error:
-        logging.getLogger("speechbrain_mam").error("%s", error)
+        logging.getLogger("speechbrain_mam").error("%s", one_line(str(error)))
         raise SystemExit(2) from error
     except OSError as error:
         if error.filename is None and error.filename2 is None:  # of a socket, of a bug
             raise
-        logging.getLogger("speechbrain_mam").error("%s", of_the_system(error))
+        logging.getLogger("speechbrain_mam").error("%s", one_line(of_the_system(error)))
         raise SystemExit(2) from error
 
 

@@ -319,7 +319,7 @@ def other_test_set(folder):
     ("breakage", "parts"),
     [
         (lambda f: (f / "results.json").unlink(), ["mam_learnable' holds no results.json"]),
-        (break_json, ["results.json' is not readable JSON"]),
+        (break_json, ["results.json' is not valid JSON"]),
         (lambda f: (f / "results.json").write_text("[]"), ["expected a JSON object, found list"]),
         (
             lambda f: change(f, "results.json", lambda c: c.pop("seed")),

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from speechbrain_mam.cli import doctor, measure, models, runs
 from speechbrain_mam.cli.parser import MERGE_CHOICES, PROGRAM, Parser
-from speechbrain_mam.errors import MAMError, as_options, of_the_system
+from speechbrain_mam.errors import MAMError, as_options, of_the_system, one_line
 from speechbrain_mam.version import __version__
 
 DESCRIPTION = """\
@@ -116,5 +116,5 @@ def _parser() -> Parser:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"{PROGRAM}: error: {' '.join(message.splitlines())}\n")
+    sys.stderr.write(f"{PROGRAM}: error: {one_line(message)}\n")
     return 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,8 +13,8 @@ import yaml
 
 from speechbrain_mam.export.run import FinishedRun
 from speechbrain_mam.model_files.find import WHEELS, find_offline
-from speechbrain_mam.model_files.read import read_json
 from speechbrain_mam.results.statistics import ErrorCounts, Interval, rate_interval
+from speechbrain_mam.text_files import read_json
 from speechbrain_mam.version import __version__
 
 UNKNOWN = "unknown"
@@ -179,7 +178,7 @@ def _test_result(run: FinishedRun) -> str:
 def _interval(run: FinishedRun) -> tuple[int, str, Interval | None]:
     """Number of utterances (clips), what they are called, interval of the main error rate."""
     file = run.folder / f"utterances_{run.method.replace(' ', '_')}.json"
-    rows = json.loads(file.read_text(encoding="utf-8"))["utterances"]
+    rows = read_json(file)["utterances"]
     counts = ErrorCounts(
         tuple(rows),
         np.array([row["errors"] for row in rows.values()]),

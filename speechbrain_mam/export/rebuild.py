@@ -14,10 +14,11 @@ from speechbrain_mam.learning.linear import MergedModule
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.model_files.read import load_checkpoint
-from speechbrain_mam.results.fields import get, load
+from speechbrain_mam.results.fields import get
 from speechbrain_mam.tasks.asr import ASR
 from speechbrain_mam.tasks.audio_events import CLASSIFIER_FILE, AudioEvents
 from speechbrain_mam.tasks.task import TaskBrain
+from speechbrain_mam.text_files import read_json
 
 
 def rebuild(folder: Path, hparams: dict[str, Any], results: Mapping[str, Any]) -> TaskBrain:
@@ -61,7 +62,7 @@ def _choose_merge(folder: Path, hparams: Mapping[str, Any], mam: MAM) -> None:
     if not hparams.get("search"):
         return
     file = folder / "sweep.json"
-    chosen = get(load(file), "chosen", dict, file)
+    chosen = get(read_json(file), "chosen", dict, file)
     try:
         layers = list(chosen["layers"]) or "all"
         mam.change(lam=chosen["lam"], layers=layers, donor=chosen["donor"])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml.error import YAMLError
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.export.data_only import data_only
@@ -20,11 +21,11 @@ from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.merging.methods import METHODS
-from speechbrain_mam.results.fields import load
 from speechbrain_mam.results.runs import read_run
 from speechbrain_mam.tasks.audio_events import AudioEvents
 from speechbrain_mam.tasks.audio_events_data import class_names
 from speechbrain_mam.tasks.task import TaskBrain
+from speechbrain_mam.text_files import read_json, read_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
     for name in ("hyperparams.yaml", "save"):
         if not (folder / name).exists():
             raise MAMError(f"'{folder}' holds no {name}: not the output folder of a recipe")
-    return load(folder / "results.json")
+    return read_json(folder / "results.json")
 
 
 @contextmanager
@@ -147,7 +148,7 @@ def quiet() -> Iterator[None]:
 def _read_hparams(folder: Path) -> dict[str, Any]:
     """The YAML as the run recorded it; where the folder lies now is where its files are."""
     file, save = folder / "hyperparams.yaml", str(folder / "save")
-    found = data_only(file.read_text(encoding="utf-8"), file)
+    found = data_only(read_text(file), file)
     for key in ("encoder", "classifier", "modules", "mam"):
         if key in found.left_out:
             raise MAMError(
@@ -163,8 +164,9 @@ def _read_hparams(folder: Path) -> dict[str, Any]:
         hparams = load_hyperpyyaml(found.text, overrides)
     except MAMError as error:
         raise MAMError(f"'{file}': {error}") from error
-    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(part) for part in error.args)
+    except Exception as error:  # of HyperPyYAML, or of one of the allowed calls
+        told = str(error) if isinstance(error, YAMLError) else " ".join(map(str, error.args))
+        reason = " ".join(told.split()) or type(error).__name__
         raise MAMError(f"'{file}' cannot be loaded: {reason}") from error
     finally:
         torch.set_rng_state(state)  # the YAML seeds everything

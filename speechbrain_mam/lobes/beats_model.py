@@ -14,7 +14,7 @@ from torch import Tensor
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.fbank import FilterBanks
 from speechbrain_mam.model_files.find import EMBEDDED_MODELS, resolve_model
-from speechbrain_mam.model_files.read import load_checkpoint
+from speechbrain_mam.model_files.read import load_checkpoint, state_dict
 from speechbrain_mam.tensor_checks import check_type, type_name
 
 MEL_BINS = 128
@@ -104,9 +104,7 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             number = "a number above 0" if kind is int else f"a {kind.__name__}"
             found = repr(cfg[key]) if key in cfg else "nothing"
             raise MAMError(f"'{file}': the cfg's '{key}' is {found}, expected {number}")
-    if not all(torch.is_tensor(tensor) for tensor in content["model"].values()):
-        raise MAMError(f"'{file}': its 'model' is no state dict (name → tensor)")
-    for name, tensor in content["model"].items():
+    for name, tensor in state_dict(content["model"], f"'{file}': its 'model'").items():
         check_type(type_name(tensor), name, f"'{file}'")  # PyTorch would load integers as numbers
     return cfg, content["model"]
 

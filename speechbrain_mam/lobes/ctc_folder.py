@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
-from speechbrain_mam.model_files.read import read_json
+from speechbrain_mam.results.fields import get
+from speechbrain_mam.text_files import read_json
 
 HARMLESS = re.compile(r"masked_spec_embed|.*\.masked_spec_embed|.*\.num_batches_tracked")
 """What a model may lack: used only where transformers masks its input, which is not done here, or
@@ -58,8 +58,8 @@ def load_model(folder: Path, overrides: Mapping[str, Any], head: bool = True) ->
             model, info = AutoModelForCTC.from_pretrained(
                 folder, config=config, dtype=torch.float32, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # transformers checks a configuration with errors of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise MAMError(f"'{folder}' cannot be loaded as a CTC recogniser: {reason}") from error
     missing = sorted(name for name in info["missing_keys"] if not HARMLESS.fullmatch(name))
     heads = [name for name in missing if name.startswith("lm_head.")]
@@ -102,8 +102,8 @@ def read_extractor(folder: Path) -> Any:
             extractor = kind.from_dict(nested)
         else:
             extractor = AutoFeatureExtractor.from_pretrained(folder)
-    except (AttributeError, OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise MAMError(f"the feature extractor of '{folder}' cannot be read: {reason}") from error
     if "input_features" not in extractor.model_input_names and not hasattr(
         extractor, "do_normalize"
@@ -207,13 +207,25 @@ def _roles(*sources: dict[str, Any]) -> dict[str, str]:
 
 def _added_tokens(folder: Path, tokenizer: dict[str, Any]) -> tuple[dict[str, int], set[str]]:
     """What the tokenizer adds to ``vocab.json``, and which of it is no text."""
-    added = {token: int(i) for token, i in _optional(folder / "added_tokens.json").items()}
-    special = set()
-    for index, entry in tokenizer.get("added_tokens_decoder", {}).items():
-        added[entry["content"]] = int(index)
+    file = folder / "added_tokens.json"
+    added = {token: _index(i, token, file) for token, i in _optional(file).items()}
+    special, file = set(), folder / "tokenizer_config.json"
+    decoder = tokenizer.get("added_tokens_decoder", {})
+    if not isinstance(decoder, dict):
+        raise MAMError(f"'{file}': 'added_tokens_decoder' is {decoder!r}, expected an object")
+    for index, entry in decoder.items():
+        content = get(entry, "content", str, f"{file}', token '{index}")
+        added[content] = _index(index, content, file)
         if entry.get("special"):
-            special.add(entry["content"])
+            special.add(content)
     return added, special
+
+
+def _index(value: Any, token: str, file: Path) -> int:
+    """A token's label, which JSON has as a number, or as text where it is a key."""
+    if not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,9}", str(value)):
+        return int(value)
+    raise MAMError(f"'{file}': the index of {token!r} is {value!r}, expected a number from 0 on")
 
 
 def _blank(ids: dict[str, int], named: str | None, index: int | None, folder: Path) -> str:

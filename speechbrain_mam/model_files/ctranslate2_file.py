@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _TYPES = ("<f4", "<i1", "<i2", "<i4", "<f2", "bfloat16")
 _VERSIONS = (4, 5, 6)
 
+MOST_AXES = 8
+"""Of a variable; NumPy has a limit of its own, which differs between its versions."""
+
 SCALES = {
     "int8": lambda shape: ((), (1,), (shape[0],)),
     "int16": lambda shape: ((), (1,)),
@@ -120,6 +123,8 @@ def read_model(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
         expected = prod(shape) * (2 if kind == "bfloat16" else np.dtype(kind).itemsize)
         if size != expected:
             raise MAMError(f"{path}: {name!r} {shape} takes {expected} bytes, not {size}")
+        if len(shape) > MOST_AXES:
+            raise MAMError(f"{path}: variable {name!r} has {len(shape)} axes")
         variables[name] = _to_array(cursor.take(size), kind, shape)
     for _ in range(cursor.number("I")):
         alias, name = cursor.name(), cursor.name()
@@ -156,8 +161,11 @@ class CTranslate2File(DonorFolder):
         spec, variables = read_model(path)
         self._variables = variables
         self.config = {"model_type": f"ctranslate2/{spec}"}
-        if "encoder/num_heads" in variables:
-            self.config["encoder"] = {"num_heads": int(variables["encoder/num_heads"])}
+        heads = variables.get("encoder/num_heads")
+        if heads is not None:
+            if heads.size != 1 or heads.dtype.kind != "i":
+                raise MAMError(f"{path}: expected one whole number as 'encoder/num_heads'")
+            self.config["encoder"] = {"num_heads": int(heads.item())}
         names = {name.replace("/", "."): name for name in variables if not name.endswith("_scale")}
         self._names = {name: stored for name, stored in names.items() if variables[stored].ndim}
         self.shapes = {name: variables[stored].shape for name, stored in self._names.items()}

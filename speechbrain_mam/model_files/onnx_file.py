@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.model_files.folder import DonorFolder
-from speechbrain_mam.model_files.read import read_json, state_of
+from speechbrain_mam.model_files.read import state_of
 from speechbrain_mam.model_files.weight_files import WeightFiles
 from speechbrain_mam.tensor_checks import check_type
+from speechbrain_mam.text_files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,17 @@ def _linear_layers(
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf's errors have no public name that lasted
         raise MAMError(f"'{path}' is not a whole ONNX file: {error}") from error
+    try:
+        found = _of_linear_layers(graph)
+        names = onnx.TensorProto.DataType
+        types = {name: names.Name(tensor.data_type).lower() for name, tensor in found.items()}
+    except (TypeError, ValueError) as error:  # names that are no UTF-8, types that have no name
+        raise MAMError(f"'{path}' is not a whole ONNX file: {error}") from error
+    spelled = {"double": "float64", "float": "float32"}
+    return found, {name: spelled.get(kind, kind) for name, kind in types.items()}
+
+
+def _of_linear_layers(graph: Any) -> dict[str, Any]:
     stored = {tensor.name: tensor for tensor in graph.initializer}
     found = {}
     for node in graph.node:
@@ -99,7 +111,4 @@ def _linear_layers(
         for name in node.input[1:] if kind == "weight" else node.input:
             if name in stored and len(stored[name].dims) == axes:
                 found[f"{module.strip('/').replace('/', '.')}.{kind}"] = stored[name]
-    names = onnx.TensorProto.DataType
-    types = {name: names.Name(tensor.data_type).lower() for name, tensor in found.items()}
-    spelled = {"double": "float64", "float": "float32"}
-    return found, {name: spelled.get(kind, kind) for name, kind in types.items()}
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import time
 import zipfile
@@ -19,25 +18,6 @@ from speechbrain_mam.tensor_checks import SHORT_NAMES, type_name
 
 if TYPE_CHECKING:
     import torch
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises
-    ------
-    MAMError
-        If there is no such file, or it holds something else.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MAMError(f"'{file}': no such file") from error
-    except (ValueError, RecursionError) as error:  # numbers of 4,300 digits, a thousand brackets
-        raise MAMError(f"'{file}' is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise MAMError(f"'{file}': expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 class Stored(NamedTuple):
@@ -128,6 +108,8 @@ def state_dict(found: Any, where: str) -> dict[str, torch.Tensor]:
             raise MAMError(
                 f"{where}: '{name}' is stored as {value.layout}, expected a dense tensor"
             )
+        if value.is_meta:
+            raise MAMError(f"{where}: '{name}' is stored without its values (device 'meta')")
     return found
 
 
@@ -205,5 +187,6 @@ def load_checkpoint(file: Path, remedy: str) -> Any:
         raise MAMError(
             f"'{file}' holds pickled code and is not read. Convert it where you trust it: {remedy}"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise MAMError(f"'{file}' is not a whole PyTorch checkpoint: {error}") from error
+    except Exception as error:  # torch's unpickler raises whatever a spoiled stream leads it to
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise MAMError(f"'{file}' is not a whole PyTorch checkpoint: {reason}") from error

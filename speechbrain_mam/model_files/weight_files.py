@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.model_files.read import read_json
+from speechbrain_mam.text_files import read_json
 
 INDEX = ".index.json"
 ORDER = ("model.safetensors", "pytorch_model.bin")

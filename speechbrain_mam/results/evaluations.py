@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.results.fields import get, load
+from speechbrain_mam.results import fields
+from speechbrain_mam.results.fields import get
 from speechbrain_mam.results.statistics import ErrorCounts, error_rate
 from speechbrain_mam.results.tasks import CLASSIFICATION, TASKS, Task
+from speechbrain_mam.text_files import read_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Eva
     file = folder / f"utterances_{name.replace(' ', '_')}.json"
     if not file.is_file():
         raise MAMError(f"'{file}': no such file, but '{results}' has a test '{name}'")
-    utterances = get(load(file), "utterances", dict, file)
+    utterances = get(read_json(file), "utterances", dict, file)
     if not utterances:
         raise MAMError(f"'{file}': field 'utterances' is empty")
     ids = tuple(sorted(utterances))
@@ -78,7 +78,8 @@ def read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Eva
         task=task,
         counts={
             m.name: ErrorCounts(
-                ids, np.array(column(m.errors, int)), np.array(column(m.units, int))
+                ids,
+                *(fields.counts(column(key, int), key, file) for key in (m.errors, m.units)),
             )
             for m in task.metrics
         },
@@ -92,7 +93,8 @@ def read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Eva
     if task is CLASSIFICATION:
         _check_clips(evaluation, file)
     for metric, found in evaluation.counts.items():
-        said, rate = get(metrics, metric, (int, float), results), error_rate(found)
+        said = fields.number(metrics.get(metric), metric, results)
+        rate = error_rate(found)
         if abs(said - rate) > 0.01:
             raise MAMError(
                 f"'{results}' says {metric} {said:.2f} for '{name}', but '{file}' adds up to "

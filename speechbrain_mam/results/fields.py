@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from speechbrain_mam.errors import MAMError
 
-
-def load(file: Path) -> dict[str, Any]:
-    """A JSON object out of a file."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MAMError(f"'{file}' is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise MAMError(f"'{file}': expected a JSON object, found {type(content).__name__}")
-    return content
+MOST = 2**31
+"""Above all counts of an utterance; sums of so many stay exact."""
 
 
-def number(value: Any, key: str, file: Path) -> float:
-    """A value that must be a number."""
-    return float(get({key: value}, key, (int, float), file))
+def number(value: Any, key: str, where: Path | str) -> float:
+    """A value that must be a number, and a finite one.
+
+    Example
+    -------
+    >>> number(float("nan"), "lam", "sweep.json")
+    Traceback (most recent call last):
+    ...
+    speechbrain_mam.errors.MAMError: 'sweep.json': field 'lam' is nan, expected a finite number
+    """
+    found = get({key: value}, key, (int, float), where)
+    if not abs(found) <= sys.float_info.max:
+        raise MAMError(f"'{where}': field '{key}' is {found}, expected a finite number")
+    return float(found)
+
+
+def counts(values: Sequence[Any], key: str, where: Path | str) -> np.ndarray:
+    """Values that must be numbers of errors, words or characters, as ``[N]``."""
+    for value in values:
+        if type(value) is not int or not 0 <= value < MOST:
+            raise MAMError(
+                f"'{where}': field '{key}': {value!r} is no number of errors, words or characters"
+            )
+    return np.array(values, dtype=np.int64)
 
 
 def get(content: Any, key: str, kind: Any, where: Path | str, optional: bool = False) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any, TypeVar
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.results.evaluations import Evaluation, check_same_test, read_evaluation
-from speechbrain_mam.results.fields import get, load, number
+from speechbrain_mam.results.fields import get, number
 from speechbrain_mam.results.search_results import Sweep, read_probe, read_sweep
 from speechbrain_mam.results.tasks import Task
+from speechbrain_mam.text_files import read_json, read_table
 
 Found = TypeVar("Found")
 
@@ -116,7 +116,7 @@ def read_run(folder: Path) -> Run:
     file = folder / "results.json"
     if not file.is_file():
         raise MAMError(f"'{folder}' holds no results.json: the run is not finished")
-    content = load(file)
+    content = read_json(file)
     method, seed = get(content, "method", str, file), get(content, "seed", int, file)
     results = get(content, "results", dict, file)
     if not results:
@@ -160,7 +160,7 @@ def _read_environment(folder: Path) -> dict[str, str]:
     """Of the run, or of its first test fold."""
     files = [folder / ENVIRONMENT, *sorted(folder.glob(f"fold_[0-9]*/{ENVIRONMENT}"))]
     found = next((file for file in files if file.is_file()), None)
-    return {} if found is None else {key: str(value) for key, value in load(found).items()}
+    return {} if found is None else {key: str(value) for key, value in read_json(found).items()}
 
 
 def _read_searches(
@@ -179,9 +179,8 @@ def _read_searches(
 def _read_history(file: Path) -> list[dict[str, float]]:
     if not file.is_file():
         return []
-    with file.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_table(file)
     try:
         return [{key: float(value) for key, value in row.items()} for row in rows]
-    except (TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise MAMError(f"'{file}': not a table of numbers: {error}") from error

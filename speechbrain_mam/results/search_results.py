@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.results.fields import get, load
+from speechbrain_mam.results.fields import counts, get, number
 from speechbrain_mam.results.statistics import ErrorCounts
+from speechbrain_mam.text_files import read_json
 
 NO_CONTROL = "none"
 
@@ -46,9 +45,9 @@ def read_sweep(file: Path) -> Sweep | None:
     """``sweep.json``, or ``None`` where there is none."""
     if not file.is_file():
         return None
-    content = load(file)
+    content = read_json(file)
     ids = tuple(get(content, "ids", list, file))
-    words = np.array(get(content, "words", list, file))
+    words = counts(get(content, "words", list, file), "words", file)
     rows = get(content, "points", list, file)
     chosen = get(content, "chosen", dict, file)
     name = _subset_names([*rows, chosen], file)
@@ -65,14 +64,14 @@ def read_sweep(file: Path) -> Sweep | None:
             Point(
                 donor=get(point, "donor", str, where, optional=True),
                 control=get(point, "control", str, where),
-                lam=get(point, "lam", (int, float), where),
+                lam=number(point.get("lam"), "lam", where),
                 subset=name(point),
-                counts=ErrorCounts(ids, np.array(errors), words),
+                counts=ErrorCounts(ids, counts(errors, "errors", where), words),
             )
         )
     if not points:
         raise MAMError(f"'{file}': field 'points' is empty")
-    get(chosen, "lam", (int, float), f"{file}', field 'chosen")
+    number(chosen.get("lam"), "lam", f"{file}', field 'chosen")
     return Sweep(
         points=tuple(points),
         chosen={**chosen, "subset": name(chosen)},
@@ -87,22 +86,29 @@ def _subset_names(rows: list[Any], file: Path) -> Callable[[dict[str, Any]], str
     for row in rows:
         subset = get(row, "subset", str, f"{file}', field 'points")
         if row.get("lam") != 1:
-            layers.setdefault(subset, set()).add(tuple(row.get("layers") or ()))
+            layers.setdefault(subset, set()).add(_layers(row, file))
 
     def name(row: dict[str, Any]) -> str:
         subset = str(row["subset"])
         if len(layers.get(subset, ())) < 2:
             return subset
-        return f"{subset} ({', '.join(map(str, row['layers']))})"
+        return f"{subset} ({', '.join(map(str, _layers(row, file)))})"
 
     return name
+
+
+def _layers(row: Mapping[str, Any], file: Path) -> tuple[int, ...]:
+    found = row.get("layers") or []
+    if not isinstance(found, list) or not all(type(layer) is int for layer in found):
+        raise MAMError(f"'{file}': 'layers' is {found!r}, expected a list of layers' numbers")
+    return tuple(found)
 
 
 def read_probe(file: Path) -> dict[str, Any] | None:
     """``probe.json``, or ``None`` where there is none."""
     if not file.is_file():
         return None
-    content = load(file)
+    content = read_json(file)
     for kind in ("layers", "projections", "heads"):
         for row in get(content, kind, list, file):
             for key in ("layer", "score", "stderr"):

@@ -16,9 +16,10 @@ from speechbrain.utils.logger import get_logger
 
 import speechbrain_mam
 from speechbrain_mam.atomic import write_text_beside
-from speechbrain_mam.model_files.read import files_sha256, read_json, sha256_of
+from speechbrain_mam.model_files.read import files_sha256, sha256_of
 from speechbrain_mam.results.runs import ENVIRONMENT, UNIMPORTANT
 from speechbrain_mam.tasks.task import TaskBrain
+from speechbrain_mam.text_files import read_json
 
 logger = get_logger(__name__)
 

@@ -16,6 +16,8 @@ from speechbrain_mam.atomic import write_beside, write_text_beside
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report import write_report
 from speechbrain_mam.report.confusion import plot_confusions
+from speechbrain_mam.results.fields import get
+from speechbrain_mam.text_files import read_json
 
 logger = get_logger(__name__)
 
@@ -67,7 +69,7 @@ def pool_folds(results_folder: str, method: str) -> None:
     """
     folder = Path(results_folder)
     runs = {
-        int(file.parent.name.removeprefix("fold_")): json.loads(file.read_text(encoding="utf-8"))
+        int(file.parent.name.removeprefix("fold_")): read_json(file)
         for file in sorted(folder.glob("fold_[1-5]/results.json"))
     }
     _check_same_system(folder, runs)
@@ -120,8 +122,8 @@ def _clips(folder: Path, runs: Mapping[int, Any], name: str) -> Clips:
     file_name = f"utterances_{name.replace(' ', '_')}.json"
     found: Clips = {}
     for fold in runs:
-        text = (folder / f"fold_{fold}" / file_name).read_text(encoding="utf-8")
-        found |= json.loads(text)["utterances"]
+        file = folder / f"fold_{fold}" / file_name
+        found |= get(read_json(file), "utterances", dict, file)
     return found
 
 

@@ -5,7 +5,6 @@ The recogniser and the batches serve the sweep, :mod:`speechbrain_mam.runs.sweep
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,13 @@ from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.merging.planner import make_plan
+from speechbrain_mam.results.fields import get
 from speechbrain_mam.search.place import Place, place
 from speechbrain_mam.search.probe import Probe, probe
 from speechbrain_mam.tasks.asr_data import check_recordings, speech_dataset
 from speechbrain_mam.tasks.finite import check_outputs
 from speechbrain_mam.tasks.task import kept
+from speechbrain_mam.text_files import read_json
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _noted_folder(manifest: Path) -> str:
     """The corpus's folder, out of the note that a preparation leaves beside its manifests."""
     note = manifest.with_name("prepared.json")
     if note.is_file():
-        return json.loads(note.read_text(encoding="utf-8"))["data_folder"]
+        return get(read_json(note), "data_folder", str, note)
     if "$data_root" in manifest.read_text(encoding="utf-8", errors="replace"):
         raise MAMError(f"'{manifest}' names audio below $data_root: give its folder, --data-folder")
     return ""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 import shlex
 import signal
@@ -25,6 +24,7 @@ from pathlib import Path
 from speechbrain_mam.errors import MAMError, one_line_errors
 from speechbrain_mam.runs.jobs import Job, run_jobs
 from speechbrain_mam.runs.yaml_files import content_sha256, files_of
+from speechbrain_mam.text_files import read_json
 
 
 def label_of(yaml: Path, overrides: Sequence[str]) -> str:
@@ -125,10 +125,7 @@ def _check_record(job: Job) -> None:
                 "not known; choose another --out"
             )
         return
-    try:
-        found = json.loads(job.record.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MAMError(f"'{job.record}' is not readable JSON: {error}") from error
+    found = read_json(job.record)
     for key, value in job.asked.items():
         if found.get(key) != value:
             said = [" ".join(v) if isinstance(v, list) else str(v) for v in (found.get(key), value)]

@@ -25,12 +25,17 @@ from typing import Any
 from hyperpyyaml import load_hyperpyyaml
 from hyperpyyaml.core import recursive_update
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.text_files import read_text
 
 _INCLUDE = re.compile(r"^(?:--- +)?!include:(\S+)", flags=re.M)
 """At the start of a line: the tag of the whole file, not that of a key."""
+OF_WHAT_IS_CALLED = (
+    *(YAMLError, TypeError, AttributeError, ImportError, ArithmeticError, RecursionError),
+)
+"""What a YAML with a wrong value, name or nesting ends in, in HyperPyYAML or in what it calls."""
 
 
 def files_of(yaml: Path) -> list[Path]:
@@ -44,10 +49,10 @@ def files_of(yaml: Path) -> list[Path]:
     files = [yaml]
     while True:
         try:
-            tag = _INCLUDE.search(files[-1].read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+            tag = _INCLUDE.search(read_text(files[-1]))
+        except MAMError as error:
             by = f"'{files[-2]}' includes " if len(files) > 1 else ""
-            raise MAMError(f"{by}'{files[-1]}': no such file") from error
+            raise MAMError(f"{by}{error}") from error
         if tag is None:
             return files
         included = files[-1].parent / tag[1]
@@ -134,6 +139,8 @@ def load_yaml(yaml: Path, overrides: str = "") -> tuple[dict[str, Any], Path, st
         base, replaced = base_and_overrides(yaml, overrides)
         with base.open(encoding="utf-8") as stream:
             return load_hyperpyyaml(stream, replaced), base, replaced
+    except MAMError:  # of what the YAML calls
+        raise
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         known = mark is not None and not mark.name.startswith("<")  # else of what was made of them
@@ -142,7 +149,7 @@ def load_yaml(yaml: Path, overrides: str = "") -> tuple[dict[str, Any], Path, st
     except KeyError as error:
         match = re.match(r"Override '(.*?)' not found in: (\[.*\])", str(error.args[0]))
         if match is None:
-            raise
+            raise _cannot_be_loaded(named, error) from error
         near = difflib.get_close_matches(match[1], re.findall(r"'(.*?)'", match[2]), n=1)
         hint = f"; did you mean --{near[0]}?" if near else ""
         raise MAMError(f"--{match[1]}: {named} has no such key{hint}") from error
@@ -155,12 +162,17 @@ def load_yaml(yaml: Path, overrides: str = "") -> tuple[dict[str, Any], Path, st
                 f"{named}: an override cannot give {keys} keys of its own; write them into the YAML"
             ) from error
         if "reference" not in str(error):
-            raise
+            raise _cannot_be_loaded(named, error) from error
         raise MAMError(f"{named}: {error}") from error
-    except TypeError as error:
-        if not any("Invalid argument" in str(part) for part in error.args):
-            raise
-        raise MAMError(f"{named}: {' '.join(str(part) for part in error.args)}") from error
+    except OF_WHAT_IS_CALLED as error:
+        raise _cannot_be_loaded(named, error) from error
+
+
+def _cannot_be_loaded(named: str, error: Exception) -> MAMError:
+    """Of what a YAML calls, or of its values."""
+    told = str(error) if isinstance(error, YAMLError) else " ".join(map(str, error.args))
+    reason = " ".join(told.split()) or type(error).__name__
+    return MAMError(f"{named} cannot be loaded: {reason}")
 
 
 def _replace(replaced: dict[str, Any], keys: dict[str, Any], where: str) -> None:
@@ -173,7 +185,7 @@ def _replace(replaced: dict[str, Any], keys: dict[str, Any], where: str) -> None
 def _keys_of(file: Path) -> dict[str, Any]:
     """The YAML's keys; HyperPyYAML's tags stay as they are."""
     # Without its own tag: ruamel.yaml takes a tagged mapping less strictly
-    stream = StringIO(_INCLUDE.sub("#", file.read_text(encoding="utf-8")))
+    stream = StringIO(_INCLUDE.sub("#", read_text(file)))
     stream.name = str(file)  # type: ignore[attr-defined] # for ruamel.yaml's errors
     keys = YAML().load(stream) or {}
     if not isinstance(keys, dict):

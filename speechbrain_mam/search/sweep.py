@@ -28,6 +28,7 @@ from speechbrain_mam.options import parse_projections
 from speechbrain_mam.search.grid import Point, Scored
 from speechbrain_mam.search.identity import differences, settings_sha256, weights_sha256
 from speechbrain_mam.search.prefix_cache import PrefixCache
+from speechbrain_mam.text_files import read_json
 
 Around = Callable[[int], AbstractContextManager]
 """What is put around the forward pass of batch *i*."""
@@ -169,7 +170,7 @@ class Sweep:
         return self.folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.json"
 
     def _read(self, point: Point) -> Scored:
-        content = json.loads(self._file(point).read_text(encoding="utf-8"))
+        content = read_json(self._file(point))
         self.ids = self.ids or content["ids"]
         self.units = self.units or content["units"]
         if content["ids"] != self.ids:
@@ -187,7 +188,7 @@ class Sweep:
         identity |= circumstances
         file = self.folder / "identity.json"
         if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_json(file)
             if changed := differences(found, identity):
                 raise MAMError(
                     f"'{self.folder}' holds the sweep of another {', '.join(changed)}; remove it, "

@@ -9,7 +9,7 @@ import torchaudio
 from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from speechbrain_mam.errors import one_of
+from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.tasks.recordings import check_samples
 
 
@@ -35,10 +35,14 @@ def load_audio(file: str, sample_rate_hz: int, where: str = "recording") -> torc
     Raises
     ------
     MAMError
-        If it has samples that are no numbers, or nothing is heard in it
+        If it is no audio, has samples that are no numbers, or nothing is heard in it
         (:func:`~speechbrain_mam.tasks.recordings.check_samples`).
     """
-    signal, rate_hz = audio_io.load(file)
+    try:
+        signal, rate_hz = audio_io.load(file)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise MAMError(f"{where}: '{file}' is not readable audio: {reason}") from error
     check_samples([signal.numpy().T], file, where)
     signal = signal.mean(0)
     return signal if rate_hz == sample_rate_hz else _resampler(rate_hz, sample_rate_hz)(signal)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.tasks.audio import load_audio, sort_by_duration
+from speechbrain_mam.text_files import read_table
 
 SPLITS = ("train", "valid", "test")
 
@@ -23,8 +23,11 @@ def class_names(manifests: Path) -> list[str]:
     """The classes that the manifests of a fold name, in the order of their numbers."""
     found: dict[int, str] = {}
     for split in SPLITS:
-        with (manifests / f"{split}.csv").open(newline="", encoding="utf-8") as stream:
-            found |= {int(row["class_id"]): row["class_name"] for row in csv.DictReader(stream)}
+        file = manifests / f"{split}.csv"
+        try:
+            found |= {int(row["class_id"]): row["class_name"] for row in read_table(file)}
+        except (KeyError, ValueError) as error:
+            raise MAMError(f"'{file}': expected class_id and class_name in each row") from error
     return [found[number] for number in sorted(found)]
 
 

@@ -17,8 +17,8 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_mam.atomic import write_beside, write_text_beside
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
-from speechbrain_mam.model_files.read import read_json
 from speechbrain_mam.tasks.recordings import check_audio
+from speechbrain_mam.text_files import read_json
 
 logger = get_logger(__name__)
 

@@ -1,0 +1,91 @@
+"""Text, JSON and tables out of files that anybody may have written: what is wrong is one line.
+
+A file in another encoding, a number of 4,300 digits, brackets a thousand deep and a quote without
+an end each raise an exception of their own in Python, and none of them names the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from speechbrain_mam.errors import MAMError
+
+
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file; its line ends stay as they are.
+
+    Raises
+    ------
+    MAMError
+        If there is no such file, or it is in another encoding.
+    """
+    try:
+        return file.read_bytes().decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MAMError(f"'{file}': no such file") from error
+    except UnicodeDecodeError as error:
+        raise MAMError(f"'{file}' is not UTF-8 text: {error}") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises
+    ------
+    MAMError
+        If there is no such file, or it holds something else.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "config.json"
+    >>> _ = file.write_text('{"layers": ' + "[" * 20_000)
+    >>> read_json(file)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    speechbrain_mam.errors.MAMError: '...config.json' is not valid JSON: maximum recursion depth ...
+    """
+    text = read_text(file)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MAMError(f"'{file}' is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise MAMError(f"'{file}': expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by the names in its first line, as a program wrote it.
+
+    Raises
+    ------
+    MAMError
+        If it is no such table, or a row has more or fewer fields than the first line.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "lambdas.csv"
+    >>> _ = file.write_text("epoch,layer 0\\n0,0.95\\n1\\n")
+    >>> read_table(file)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    speechbrain_mam.errors.MAMError: '...lambdas.csv', line 3: expected 2 fields, as the header has
+    """
+    rows, text = [], read_text(file)
+    try:
+        table: csv.DictReader[str] = csv.DictReader(io.StringIO(text, newline=""))
+        for row in table:
+            if None in row or None in row.values():
+                names = table.fieldnames or ()
+                raise MAMError(
+                    f"'{file}', line {table.line_num}: expected {len(names)} fields, as the header "
+                    "has"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise MAMError(f"'{file}' is not a CSV table: {error}") from error
+    return rows
