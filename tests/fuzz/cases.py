@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mutators
+import weights
 from targets import TARGETS, Target
 
 from speechbrain_mam.errors import MAMError, of_the_system, one_line
@@ -126,7 +127,7 @@ def _mutate(case: Path, target: Target, rng: random.Random) -> str:
         return "its arguments"
     file = rng.choice(files)
     content, told = file.read_bytes(), []
-    kinds = target.kinds or mutators.BY_SUFFIX.get(file.suffix, mutators.TEXT)
+    kinds = target.kinds or weights.BY_SUFFIX.get(file.suffix, mutators.TEXT)
     for _ in range(rng.choice([1, 1, 1, 2])):
         mutator = rng.choice(kinds)
         try:

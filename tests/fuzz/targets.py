@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mutators
 import originals
+import weights
 
 from speechbrain_mam.cli import main
 
@@ -170,7 +171,7 @@ TARGETS = {
         Target("safetensors", originals.models, ("*/*.safetensors",), _plan_or_merge, 10),
         Target("shard index", originals.shards, ("*/*.index.json",), _plan_or_merge, 8),
         Target("pytorch_model.bin", originals.pickled, ("donor/*.bin",), _plan_or_merge, 8,
-               mutators.TORCH),
+               weights.TORCH),
         Target("onnx", originals.vision, ("donor/*",), _command("plan", "target",
                "donor/vit.onnx"), 8),
         Target("onnx merge", originals.vision, ("donor/*.onnx",), _command("merge", "target",
