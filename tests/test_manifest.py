@@ -9,7 +9,7 @@ import pytest
 from speechbrain_mam import MAMError
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-from speechbrain_mam.runs.manifest import Recogniser, manifest_batches
+from speechbrain_mam.runs.probe_manifest import Recogniser, manifest_batches
 from speechbrain_mam.runs.sweep_manifest import _score
 from speechbrain_mam.search.place import place
 from speechbrain_mam.tasks.asr_data import speech_dataset

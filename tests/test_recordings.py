@@ -14,7 +14,7 @@ from test_vctk_prepare import prepare_vctk, save_vctk
 
 from speechbrain_mam import MAMError
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
-from speechbrain_mam.runs.manifest import manifest_batches
+from speechbrain_mam.runs.probe_manifest import manifest_batches
 from speechbrain_mam.tasks.asr_data import speech_dataset
 from speechbrain_mam.tasks.audio import load_audio
 from speechbrain_mam.tasks.recordings import check_audio

@@ -13,7 +13,7 @@ import torch
 
 from speechbrain_mam.errors import one_of
 from speechbrain_mam.mam import MAM
-from speechbrain_mam.runs.manifest import Recogniser, manifest_batches
+from speechbrain_mam.runs.probe_manifest import Recogniser, manifest_batches
 from speechbrain_mam.search.grid import (
     SWEEP_CONTROLS,
     Point,
