@@ -130,6 +130,7 @@ TEXT = st.text(
 )
 
 
+@pytest.mark.slow
 @given(TEXT, st.sampled_from(sorted(OWN_LETTERS)))
 def test_done_twice_it_changes_nothing(text, case):
     found = alphabet(OWN_LETTERS[case][0])

@@ -66,6 +66,7 @@ def built(family: Family) -> tuple[nn.Module, AttentionIndex]:
 # --- what is found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_live_and_on_disk_the_same_tensors_are_found(family, tmp_path):
     whole = family.build()
@@ -84,6 +85,7 @@ def test_live_and_on_disk_the_same_tensors_are_found(family, tmp_path):
         assert torch.equal(donor.tensor(key), part(model, ref)), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_what_is_found_is_what_the_model_computes_with(family):
     model, index = built(family)
@@ -348,6 +350,7 @@ def test_beats_is_target_and_donor(tmp_path):
 # --- what is done with what is found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_each_family_gives_its_attention_to_hubert(family, tmp_path):
     """λ = 0 is the donor's projections, bit for bit."""
@@ -361,6 +364,7 @@ def test_each_family_gives_its_attention_to_hubert(family, tmp_path):
         assert torch.equal(model.get_parameter(entry.target), donor.tensor(entry.donor_key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TARGETS, ids=str)
 def test_each_family_learns_is_folded_and_exported(family, bert_donor, tmp_path):
     model, index = built(family)

@@ -124,6 +124,7 @@ def test_half_precision_and_old_names_of_weight_normalisation(checkpoint, tmp_pa
     torch.testing.assert_close(features, exact, rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_short_and_long_clips(checkpoint):
     model = encoder(checkpoint)
     assert model.min_samples == 2800
@@ -187,6 +188,7 @@ def test_mean_and_deviation_are_keys(checkpoint):
         encoder(checkpoint, fbank_std=0)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_filter_banks_runs():
     options = ("--rounds", "3", "--clips", "4", "--seconds", "1")
     done = run_python("benchmarks/beats_fbank.py", *options, timeout_s=120)
@@ -417,6 +419,7 @@ def test_the_gradient_is_not_decayed_unless_asked(checkpoint, donor):
     torch.testing.assert_close(ratio, torch.tensor([0.36, 0.6, 1.0]), rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_live_equals_zero_shot_equals_folded(wrapped, granularity, checkpoint, donor):
@@ -490,6 +493,7 @@ def equal(some, others):
     return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 1, 2])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_cached_prefixes_are_bit_identical(wrapped, first, checkpoint, donor):
@@ -536,6 +540,7 @@ def test_what_is_cached_is_not_computed_and_a_bias_kept_once(checkpoint):
 # --- two processes
 
 
+@pytest.mark.slow
 def test_two_ranks_agree(checkpoint, bert_folder, tmp_path):
     """λ and every weight after three steps of DDP, on different clips; about 3 s."""
     done = run_python("tests/ddp_beats.py", checkpoint, bert_folder, tmp_path, ranks=2)

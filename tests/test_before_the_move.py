@@ -98,7 +98,6 @@ def run_of_today(tmp_path_factory, parts):
     return made_once(tmp_path_factory, "before_the_move", train)
 
 
-@pytest.mark.slow
 def test_the_yaml_trains(run_of_today):
     """A run leaves the files that it left then, with the same fields and the same names in them."""
     assert {file.name for file in RUN.iterdir()} <= {file.name for file in run_of_today.iterdir()}
@@ -109,7 +108,6 @@ def test_the_yaml_trains(run_of_today):
     assert names_in(run_of_today / "hyperparams.yaml") == names_in(RUN / "hyperparams.yaml")
 
 
-@pytest.mark.slow
 def test_a_run_with_the_yaml_that_was_recorded_then_is_exported(run_of_today, parts, tmp_path):
     finished = tmp_path / "run"
     shutil.copytree(run_of_today, finished)

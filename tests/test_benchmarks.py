@@ -42,6 +42,7 @@ def test_train_step_refuses_one_round():
     assert "at least 2" in done.stderr
 
 
+@pytest.mark.slow
 def test_sweep_tiny():
     done = run_python("benchmarks/sweep.py", "--shape", "tiny")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -453,6 +453,7 @@ def adapt(model, name="LoRA", layers=FEED_FORWARD):
     return AdaptedModel(model, adapter, target_layers=layers, adapter_kwargs=options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["adapters first", "MAM first"])
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_on_other_modules(name, order, bert_folder, tmp_path):

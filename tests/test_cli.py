@@ -223,6 +223,7 @@ def test_shards(models: Path, merge: Callable[..., int]) -> None:
     assert torch.equal(found[name], whole[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_target_that_is_only_a_bin(models: Path, merge: Callable[..., int], zipped: bool) -> None:
     assert merge("--lam", 0.9) == 0
@@ -571,6 +572,7 @@ def process(*arguments: str, **options: object) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_as_a_module_on_an_ascii_terminal(models: Path) -> None:
     ended = process(
         *("-m", "speechbrain_mam", "plan", str(models / "target"), str(models / "donor")),
@@ -654,6 +656,7 @@ def manifest(tmp_path: Path, corpus: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_sweep(
     tmp_path: Path,
     manifest: Path,

@@ -24,8 +24,9 @@ def donors(tmp_path_factory):
 def cases():
     for number, target in enumerate(TARGETS):
         share = SETTINGS if target.row in WHOLE else SETTINGS[number % 6 :: 6]
-        for setting in share:
-            yield pytest.param(target, setting, id=f"{target.name}: {setting}")
+        for at, setting in enumerate(share):
+            marks = () if target.row in WHOLE and at == 0 else pytest.mark.slow
+            yield pytest.param(target, setting, id=f"{target.name}: {setting}", marks=marks)
 
 
 @pytest.mark.parametrize(("target", "setting"), cases())

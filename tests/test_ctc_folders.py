@@ -129,6 +129,7 @@ def their_tokenizer(folder):
     return Wav2Vec2CTCTokenizer(str(folder / "vocab.json"), **names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FOLDERS)
 def test_the_alphabet_is_transformers_own(make, tmp_path):
     folder = make(tmp_path / "model")
@@ -402,6 +403,7 @@ def save_any(folder, kind):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "Wav2Vec2Bert", "Wav2Vec2Bert with adapter"])
 def test_every_family_gives_what_transformers_gives(kind, tmp_path):
     folder = save_any(tmp_path, kind)
@@ -427,6 +429,7 @@ def test_every_family_gives_what_transformers_gives(kind, tmp_path):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "Wav2Vec2Bert"])
 def test_training_neither_masks_nor_drops_layers(kind, tmp_path):
     lobe, wav = HubertCTC(save_any(tmp_path, kind), dropout=0.0), torch.randn(1, 16000)
@@ -459,6 +462,7 @@ def test_the_embedded_alphabet_is_what_it_was():
     assert found.letters == CTCAlphabet(ids).letters == set("ABCDEFGHIJKLMNOPQRSTUVWXYZ'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FOLDERS)
 @pytest.mark.parametrize("new_alphabet", [None, "abc"])
 def test_an_exported_folder_is_the_same_recogniser(make, new_alphabet, tmp_path):
@@ -474,6 +478,7 @@ def test_an_exported_folder_is_the_same_recogniser(make, new_alphabet, tmp_path)
     assert again.alphabet.decode(labels) == lobe.alphabet.decode(labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FOLDERS)
 def test_speechbrains_labels_are_the_same_texts(make, tmp_path):
     lobe = HubertCTC(make(tmp_path / "model"))

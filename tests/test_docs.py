@@ -20,6 +20,7 @@ from speechbrain_mam import Donor, MAMError
 from speechbrain_mam.architectures.registry import ARCHITECTURES
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 
+pytestmark = pytest.mark.slow
 PAGES = [
     *(REPO / "README.md", REPO / "CONTRIBUTING.md"),
     *sorted((REPO / "docs").rglob("*.md")),
@@ -206,7 +207,6 @@ def test_generated_parts():
         conf.fill_in("<!-- generated: something else -->")
 
 
-@pytest.mark.slow
 def test_the_documentation_builds_without_a_warning(tmp_path):
     """About 20 s. The extra ``test`` brings what it takes."""
     pytest.importorskip("sphinx", reason="the documentation's tools are not installed (extra docs)")

@@ -136,6 +136,7 @@ def test_another_fold_or_share_in_the_same_folder_is_refused(corpus, tmp_path):
         prepare_esc50(corpus, tmp_path / "save", 1, valid=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])
 def test_other_formats(tmp_path, suffix):
     rows = prepare(save_esc50(tmp_path / "esc50", suffix, rate_hz=16000), tmp_path)
@@ -161,6 +162,7 @@ def test_not_an_esc50_folder(corpus, tmp_path):
     refused(corpus, tmp_path, r"'.*esc50' has no audio; expected ESC-50's layout, .*audio/$")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -237,6 +239,7 @@ NOISE = 0.1 * np.random.default_rng(1).standard_normal(8000)
 INFINITE = np.where(np.arange(8000) == 5000, np.inf, NOISE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
@@ -280,6 +283,7 @@ def test_what_is_not_audio(corpus, tmp_path):
     refused(corpus, tmp_path, rf"{WHERE} is not readable audio")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
 @pytest.mark.parametrize("kept", [0.5, 0.97])
 def test_truncated_clips(tmp_path, suffix, kept):
@@ -358,6 +362,7 @@ def test_the_mini_corpus_can_be_prepared(tmp_path, tmp_path_factory):
         assert counts == {str(number): 6 for number in range(10)}
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_esc10_can_be_prepared(real_data, tmp_path, caplog):
     corpus = real_data / "esc10"

@@ -78,6 +78,7 @@ def clips_of(folder, test):
     return read(folder / f"utterances_{test}.json")["utterances"]
 
 
+@pytest.mark.slow
 def test_learnable_on_two_folds(parts, tmp_path):
     out = tmp_path / "out"
     done = train("mam_learnable", parts, out, "--folds", "2,1", lr_mam="0.05", mixup="0.5")
@@ -103,6 +104,7 @@ def test_learnable_on_two_folds(parts, tmp_path):
         assert said in done.stdout
 
 
+@pytest.mark.slow
 def test_a_probe_of_the_untouched_encoder_comes_first(parts, tmp_path):
     """All methods start from the same classifier, and it is better than chance on tones."""
     train("finetune", parts, tmp_path / "ft")
@@ -112,6 +114,7 @@ def test_a_probe_of_the_untouched_encoder_comes_first(parts, tmp_path):
     assert sum(clip["errors"] for clip in one.values()) < 6  # of 12; chance is 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("into", ["untouched", "finetuned", "pretrained"])
 def test_zero_shot(parts, tmp_path, into):
     options = {
@@ -138,6 +141,7 @@ def test_zero_shot(parts, tmp_path, into):
     assert make_report([out]).systems
 
 
+@pytest.mark.slow
 def test_lambda_one_is_the_untouched_model(parts, tmp_path):
     options = {"merge_into": "untouched", "number_of_epochs": "0", "search": "False", "lam": "1"}
     train("mam_zeroshot", parts, tmp_path / "out", **options)
@@ -145,6 +149,7 @@ def test_lambda_one_is_the_untouched_model(parts, tmp_path):
     assert results["mam_zeroshot_untouched"] == results["untouched"]
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process(parts, tmp_path):
     """λ, encoder and classifier after every step, with layer-wise rates; SGD as for speech."""
     text = (REPO / "hparams" / "esc50_mam_learnable.yaml").read_text(encoding="utf-8")
@@ -166,6 +171,7 @@ def test_two_ranks_equal_one_process(parts, tmp_path):
     torch.testing.assert_close(rank0, one, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_resumed_in_the_middle_of_an_epoch(parts, tmp_path):
     """Mixup, roll, SpecAugment, dropout, one rate a layer: the same steps as uninterrupted."""
     options = {"mixup": "0.5", "dropout": "0.1"}
@@ -182,6 +188,7 @@ def test_resumed_in_the_middle_of_an_epoch(parts, tmp_path):
     assert torch.equal(torch.cat([cut[: per_epoch + 2], rest]), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options", "extra", "message"),
     [

@@ -33,6 +33,7 @@ from speechbrain_mam import MAMError
 from speechbrain_mam.cli import main
 from speechbrain_mam.export import open_run
 
+pytestmark = pytest.mark.slow  # runs of the recipes; test_before_the_move.py exports one too
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 
 

@@ -71,6 +71,7 @@ WAYS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_no_evaluation_gives_a_figure(way, value, brain, sets):

@@ -64,6 +64,7 @@ def test_zero_shot_touches_the_rows_of_the_plan_alone(projections, bert_folder):
     assert all(torch.equal(t, before[name]) for name, t in encoder.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "slerp", "multi_path"])
 @pytest.mark.parametrize("granularity", ["model", "layer", "projection", "head"])
 @pytest.mark.parametrize("projections", ["qkv", "kvo"])

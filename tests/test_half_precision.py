@@ -75,6 +75,7 @@ def expected_tensors(model, mam, donor, dtype):
         yield entry, torch.cat([w[i * size : (i + 1) * size] for i, w in enumerate(whole)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -115,6 +116,7 @@ def test_a_folded_lam_is_a_zero_shot_lam(case, granularity, constraint, dtype, b
     torch.testing.assert_close(run(model, dtype), live, **EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("method", ["linear", "slerp", "multi_path"])
 @pytest.mark.parametrize("lam", [1, 0, 0.95, 0.999])
@@ -136,6 +138,7 @@ def test_folded_equals_merge(lam, method, dtype, bert_folder):
         assert torch.equal(ours.signbit(), zero_shot.signbit()), entry.target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize("family", ["hubert", "wavlm"])
@@ -174,6 +177,7 @@ def test_autocast_does_not_touch_the_merge_of_several_donors(tmp_path):
         assert torch.equal(projection.weight, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_cast_of_the_model_leaves_lam_and_the_donor_wide(case, dtype, bert_folder):

@@ -112,6 +112,7 @@ def test_every_tensor_is_a_parameter_or_a_buffer(mam):
         assert not list(tensors_in(state, type(module).__name__))
 
 
+@pytest.mark.slow
 def test_everything_moves(mam):
     """To a device without memory, where tensors of a CPU would be refused."""
     mam.target.to("meta")
@@ -124,6 +125,7 @@ def test_everything_moves(mam):
             assert module(X.to("meta")).device.type == "meta"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["live", "folded", "taken back"])
 @pytest.mark.parametrize("semantics", ["set_data", "overwrite", "swap"])
 def test_storages_move(mam, semantics, when):
@@ -161,6 +163,7 @@ def test_storages_move(mam, semantics, when):
         assert torch.equal(model.get_parameter(name), 2 * tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["folded", "taken back"])
 def test_what_is_outside_follows_the_model(mam, when):
     """Double stands for another device."""
@@ -205,6 +208,7 @@ def by_average(model):
     return averaged.module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [copy.deepcopy, by_pickle, by_save, by_average])
 def test_copies(mam, how):
     """They compute the same, share λ as the original does, and nothing with the original."""
@@ -243,6 +247,7 @@ def test_averages_are_of_lam_too(donors):
         assert module.lam.item() == pytest.approx(0.3)
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_loaded_by_another_process(donors, tmp_path):
     model = build("transformer", donors).target
     torch.save((model, run(model).detach(), X), tmp_path / "model.pt")
@@ -369,6 +374,7 @@ def test_ddp_ignores_every_donor_tensor(mam):
     assert held or mam.plan.method == "multi_path"
 
 
+@pytest.mark.slow
 def test_compiled(donors):
     mam = build("hubert", donors)
     model = mam.target

@@ -72,6 +72,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_however_it_is_written(way, tmp_path, spoken, encoder):
     expected = labels_and_errors(encoder, *write(tmp_path / "clean.csv", spoken))

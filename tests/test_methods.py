@@ -106,6 +106,7 @@ def test_unknown_and_doubled_names(bert_folder):
         merge_method("slerp")(lambda target, donor, lam: target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["hubert", "wavlm"])
 @pytest.mark.parametrize("granularity", ["model", "projection", "head"])
 @pytest.mark.parametrize("method", FOREIGN)

@@ -34,6 +34,7 @@ def equal(some, others):
     return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stable", [True, False])
 @pytest.mark.parametrize("first", [0, 1, 2])
 @pytest.mark.parametrize("family", FAMILIES)

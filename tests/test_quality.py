@@ -16,7 +16,13 @@ LINTERS = (
 )
 
 
-@pytest.mark.parametrize("arguments", LINTERS, ids=["ruff", "format", "mypy", "imports", "rooms"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(words, id=name, marks=pytest.mark.slow if name == "mypy" else ())
+        for name, words in zip(("ruff", "format", "mypy", "imports", "rooms"), LINTERS, strict=True)
+    ],
+)
 def test_linters(arguments):
     done = subprocess.run([sys.executable, *arguments], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -320,6 +320,7 @@ def test_hooks_go_with_lam(live):
         run(model)
 
 
+@pytest.mark.slow
 def test_a_compiler_does_it_by_itself(live):
     model, run, mam = live
     expected = run(model)

@@ -105,6 +105,7 @@ def test_learnable(parts, tmp_path):
     assert f"another environment: torch (2.0.0, now {torch.__version__})" in again.stdout
 
 
+@pytest.mark.slow
 def test_finetune_and_zeroshot(parts, tmp_path):
     out = tmp_path / "finetune"
     run(command("finetune", parts, out))
@@ -123,6 +124,7 @@ def test_finetune_and_zeroshot(parts, tmp_path):
     assert results["mam_zeroshot"] == results["untouched"]
 
 
+@pytest.mark.slow
 def test_zeroshot_search(parts, tmp_path):
     """On two ranks and in one process: the same choice, the same figures."""
     options = {
@@ -194,6 +196,7 @@ def test_two_ranks_equal_one_process(parts, tmp_path):
     assert "find_unused_parameters" not in text
 
 
+@pytest.mark.slow
 def test_resumed_in_the_middle_of_an_epoch(parts, tmp_path):
     """With augmentation, dropout and shuffled dynamic batches: every random number must return."""
     extra = ("--ckpt_interval_steps", "2")
@@ -213,6 +216,7 @@ def test_resumed_in_the_middle_of_an_epoch(parts, tmp_path):
         assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
 
 
+@pytest.mark.slow
 def test_resuming_with_another_donor_is_an_error(parts, tmp_path):
     arguments = command("mam_learnable", parts, tmp_path / "out", number_of_epochs="1")
     run(arguments)
@@ -222,6 +226,7 @@ def test_resuming_with_another_donor_is_an_error(parts, tmp_path):
     assert "belongs to another donor" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "extra", "message"),
     [

@@ -90,6 +90,7 @@ def put(file, samples):
     soundfile.write(file, samples, RATE, format=kind, **floats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corpus", CORPORA)
 @pytest.mark.parametrize("case", UNUSABLE)
 def test_no_preparation_takes_it(corpus, case, tmp_path):
@@ -102,6 +103,7 @@ def test_no_preparation_takes_it(corpus, case, tmp_path):
     assert not (tmp_path / "save").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", UNUSABLE)
 def test_no_set_and_no_manifest_takes_it(case, tmp_path, hubert_folder):
     """As a manifest of sweep and probe, and where it was changed after the preparation."""
@@ -201,6 +203,7 @@ def test_a_text_in_capitals_is_found(tmp_path):
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mark", SEPARATORS)
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("start", ["", "\ufeff"])

@@ -185,6 +185,7 @@ def test_the_utterances_that_changed_most(report):
     assert learnable.header[-2] == "finetune" and "(seed " in learnable.rows[0][0]
 
 
+@pytest.mark.slow
 def test_written_files(experiment, tmp_path):
     out = tmp_path / "report"
     written = write_report(experiment, out, n_resamples=FAST)
@@ -216,6 +217,7 @@ def test_written_files(experiment, tmp_path):
     assert (out / "report.html").read_text(encoding="utf-8") == page
 
 
+@pytest.mark.slow
 def test_a_report_replaces_one_only_if_asked_and_wholly(experiment, runs, tmp_path):
     out = tmp_path / "report"
     write_report(experiment, out, n_resamples=FAST)
@@ -254,6 +256,7 @@ def test_a_heat_map_where_there_is_one_training(tmp_path):
     assert (tmp_path / "report" / "report_lambdas_epochs.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_sweep_with_gaps_is_still_drawn(tmp_path):
     """A control with one λ, a subset of its own, a control that breaks the model, no untouched."""
     write_sweep(tmp_path, TestSet(20), ("all", "last:2", "first:1"))
@@ -394,6 +397,7 @@ def test_a_write_that_fails_leaves_no_half_file(runs, tmp_path, monkeypatch):
     assert not list((tmp_path / "report").iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_tables(runs, tmp_path):
     done = subprocess.run(
         [
@@ -422,6 +426,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_in_a_run_are_no_html_link_formula_or_mathematics(tmp_path, name):
     """A run's method, donor and hypotheses may have been written by anybody."""

@@ -119,6 +119,7 @@ def test_classes_by_hand(known):
     assert pictures == ["report_differences.png", "report_confusion.png"]
 
 
+@pytest.mark.slow
 def test_the_verdict_is_the_bootstrap_over_clips(known):
     found = row(make_report(known, FAST), "mam_learnable", "finetune")
     assert found.main.difference == pytest.approx(-20) and found.main.n_seeds == 2
@@ -149,6 +150,7 @@ def test_figures_for_programs(known, tmp_path):
     assert lines[2]["verdict"] and float(lines[2]["folds_high"]) == compared["folds_high"]
 
 
+@pytest.mark.slow
 def test_methods_are_grouped_and_paired_with_their_controls(report):
     assert [system.name for system in report.systems] == [
         "untouched",
@@ -172,12 +174,14 @@ def test_methods_are_grouped_and_paired_with_their_controls(report):
     assert not bold  # everything is controlled, and trained with several seeds
 
 
+@pytest.mark.slow
 def test_one_seed_of_a_merged_fine_tuned_model_is_called_so(tmp_path):
     runs = write_clip_experiment(tmp_path, seeds=(1,))
     found = make_report(runs, FAST)
     assert row(found, "mam_learnable", "finetune").verdict == "lower (one seed)"
 
 
+@pytest.mark.slow
 def test_a_merge_is_compared_with_the_model_that_it_went_into(tmp_path):
     """Its own run's fine-tuned model goes before that of another run with the same seed."""
     clips = ClipSet(3)
@@ -203,6 +207,7 @@ def test_each_fold_may_have_its_own_search(report):
     assert found == ["Error against λ, fold 1", "Error against λ, fold 2"]
 
 
+@pytest.mark.slow
 def test_words_of_speech_are_not_said_of_clips(report, experiment, tmp_path):
     write_report(experiment, tmp_path / "report", n_resamples=FAST)
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
@@ -286,6 +291,7 @@ def test_a_class_that_no_clip_has(tmp_path):
     assert errors[0] == 25 and np.isnan(errors[3]) and counts[0, 3] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 10, 50, 120])
 def test_confusions_are_drawn_in_a_size_that_can_be_read(classes):
     rng = np.random.default_rng(0)
@@ -393,6 +399,7 @@ def test_an_accuracy_is_not_asked_for(known):
     assert make_report(known, FAST).systems[0].rate("error", FAST).mean == 37.5
 
 
+@pytest.mark.slow
 def test_a_report_of_speech_is_as_it_was(tmp_path):
     """Its sections and columns, name by name."""
     report = make_report(write_experiment(tmp_path), FAST)

@@ -89,6 +89,7 @@ def test_mix_keeps_the_sign_of_zero_at_both_ends() -> None:
     assert np.signbit(mix(minus, zero, 1)).all() and np.signbit(mix(zero, minus, 0)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("donor_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
@@ -178,6 +179,7 @@ def live(folder: ModelFolder) -> nn.Module:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("donor_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("merge", MERGES)
@@ -230,6 +232,7 @@ def test_sums_between_two_float32_are_rounded_once() -> None:
     assert mixed.astype(np.float32).tolist() == [1 + 2**-23, 1 + 2**-23, 1.0, -0.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("donor_dtype", DTYPES)
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 @pytest.mark.parametrize("options", [{}, {"align": "heads"}, {"lam": 1}])

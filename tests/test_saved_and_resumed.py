@@ -99,6 +99,7 @@ def same(one, other):
         assert torch.equal(tensor, other[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_test_scores_the_same_merge(kind, donors, tmp_path):
     """A checkpoint that is saved at a test holds the target's own weights: nothing is λ²."""
@@ -120,6 +121,7 @@ def test_each_test_scores_the_same_merge(kind, donors, tmp_path):
         assert torch.equal(ours, saved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["called", "read", "fused", "slerp", "two donors"])
 def test_a_fixed_merge_is_taken_back_after_a_move_and_saved_without(kind, donors, tmp_path):
     make = KINDS[kind][0]
@@ -166,6 +168,7 @@ OTHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", OTHER)
 def test_resuming_with_another_setting_names_the_key(key, donors, tmp_path):
     loader = data("called")

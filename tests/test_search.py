@@ -208,6 +208,7 @@ CHANGES = {
 NOW = circumstances([], "cpu", "fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "others", "control"), CHANGES.values(), ids=CHANGES)
 def test_a_kept_figure_is_never_that_of_something_else(
     options, others, control, bert_folder, tmp_path

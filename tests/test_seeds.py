@@ -71,6 +71,7 @@ def lab(tmp_path) -> Lab:
     return Lab(tmp_path)
 
 
+@pytest.mark.slow
 def test_one_command_runs_all_and_reports(lab, capsys):
     finetune, learnable = map(str, lab.yamls.values())
     command = [str(lab.script), finetune, learnable, f"{learnable} --control random"]
@@ -106,6 +107,7 @@ def test_a_run_without_results_is_a_failure(lab):
         run_jobs(lab.plan(f"{lab.yamls['finetune']} --forget 1"), show_progress=False)
 
 
+@pytest.mark.slow
 def test_two_at_once(lab):
     start = time.monotonic()
     run_jobs(lab.plan(f"{lab.yamls['finetune']} --sleep 3"), at_once=2, show_progress=False)
@@ -123,6 +125,7 @@ def test_a_failure_ends_the_others(lab):
     assert not any(job.finished for job in jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_ends_what_was_started(lab, number):
     """Also what a run has started, as torchrun its workers; the signal reaches the command only."""

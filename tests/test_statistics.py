@@ -108,6 +108,7 @@ def test_resampling_reproduces():
     assert paired_bootstrap(one, other) == paired_bootstrap(one, other)
 
 
+@pytest.mark.slow
 def test_intervals_cover_zero_in_95_percent_of_sets_that_differ_by_chance():
     """1,000 simulated test sets of 120 utterances; about 4 seconds."""
     rng = np.random.default_rng(4)

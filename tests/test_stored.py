@@ -147,6 +147,7 @@ FORMATS = {
 SPELLED = {("ONNX", "float8_e4m3fn"): "float8e4m3fn", ("ONNX", "float8_e5m2"): "float8e5m2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_donor_of_another_type_is_refused(form: str, kind: str, tmp_path: Path) -> None:
@@ -168,6 +169,7 @@ def test_a_donor_that_is_not_finite_is_refused(form: str, bad: str, tmp_path: Pa
         donor.fingerprint(donor.index.tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_floating_point_type_is_read(form: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -265,6 +267,7 @@ def check_unchanged(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
 FOR_ONE = ("learnable method slerp", "learnable method multi_path")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BROKEN)
 @pytest.mark.parametrize(
     ("way", "several"),
@@ -383,6 +386,7 @@ def test_a_merge_that_leaves_the_range_of_half_precision(way: str, bert_folder: 
 # --- on disk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--method", "slerp"], ["--align", "heads"]])
 @pytest.mark.parametrize("broken", ["target", "donor"])
 @pytest.mark.parametrize("fault", BROKEN)

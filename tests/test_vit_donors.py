@@ -339,6 +339,7 @@ def test_the_vit_in_the_wheel(tmp_path):
     assert np.array_equal(donor.tensor((7, "value", "bias")).numpy(), stored[bias])
 
 
+@pytest.mark.slow
 def test_the_vit_in_the_wheel_computes_what_the_model_does():
     """Transposed or mixed up, the projections would have other outputs."""
     runtime = pytest.importorskip("onnxruntime")

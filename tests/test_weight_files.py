@@ -65,6 +65,7 @@ def empty(tmp_path: Path) -> Path:
 KINDS = (SINGLE, INDEX, BIN, BIN_INDEX)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", range(1, 16))
 def test_the_order_is_transformers_own(held: int, empty: Path, caplog) -> None:
     kinds = [kind for i, kind in enumerate(KINDS) if held >> i & 1]

@@ -321,6 +321,7 @@ def undisturbed(tmp_path_factory):
     return {n: one.stdout for n, one in done.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize(
     ("name", "code", "at", "accumulation"),
@@ -342,6 +343,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(
     assert again.returncode == 0 and again.stdout == undisturbed[accumulation]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_stops_both_at_one_step(tmp_path, rank):

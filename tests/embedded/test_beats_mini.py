@@ -145,6 +145,7 @@ def test_recordings_come_out_of_folders_and_resources(tmp_path):
     assert label_of("a/Music/Song.ogg") == "music"
 
 
+@pytest.mark.slow
 def test_one_tiny_training_from_recordings_to_a_checkpoint(tmp_path, monkeypatch):
     """Clips, two steps of each phase, a file that BEATsEncoder reads; about 5 s."""
     package = tmp_path / "recordings" / "game"

@@ -24,6 +24,7 @@ def test_archive_is_small():
     assert ARCHIVE.stat().st_size <= 8e6
 
 
+@pytest.mark.slow
 def test_layout_count_and_duration(corpus):
     lines = (corpus / "metadata.csv").read_text(encoding="utf-8").splitlines()
     rows = [line.split("|") for line in lines]
@@ -48,6 +49,7 @@ def test_expanding_again_changes_nothing(corpus):
     assert [path.name for path in corpus.parent.iterdir()] == [corpus.name]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path):
     code = "import sys; from pathlib import Path\n"
     code += "from speechbrain_mam.embedded.corpora import mini_corpus\n"

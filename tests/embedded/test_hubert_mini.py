@@ -53,6 +53,7 @@ def test_processor_hears_what_transcribe_hears(model):
     assert processor.batch_decode(labels) == [transcribe(model, wave)]
 
 
+@pytest.mark.slow
 def test_word_error_rate_on_the_mini_corpus(model):
     """A third of the test part, about 10 s on two cores."""
     wer, _ = error_rates(model, read_corpus(mini_corpus())[::3])

@@ -17,6 +17,7 @@ from tools.embedded.sound_events import CLASSES, EVENTS
 from tools.embedded.sound_scenes import recording, texture, training_sounds
 from tools.embedded.sound_tools import loudness, reverberate
 
+pytestmark = pytest.mark.slow  # the corpus is expanded
 ARCHIVE = Path(corpora.__file__).parent / "data" / "mini_esc50.tar"
 
 

@@ -29,6 +29,7 @@ from tools.embedded.voices import (
 sys.path.insert(0, str(REPO / "recipes" / "VCTK"))
 from vctk_prepare import held_out_positions, prepare_vctk
 
+pytestmark = pytest.mark.slow  # the corpus is expanded
 ARCHIVE = Path(corpora.__file__).parent / "data" / "mini_vctk.tar"
 TRAINED = {*BRISK_VOICES, *ESPEAK_VOICES, *FESTIVAL_VOICES, *FLITE_VOICES, *PIPER_VOICES}
 
