@@ -17,6 +17,7 @@ from speechbrain_mam.errors import MAMError
 
 _METRICS = "speechbrain.utils.metric_stats."
 _EPOCHS = "speechbrain.utils.epoch_loop."
+_AUGMENT = "speechbrain.augment."
 _SCHEDULERS = "speechbrain.nnet.schedulers."
 CALLED = {
     "!new:": {
@@ -25,6 +26,10 @@ CALLED = {
         "speechbrain_mam.lobes.hubert_ctc.HubertCTC",
         "speechbrain.nnet.linear.Linear",
         "speechbrain.utils.checkpoints.Checkpointer",
+        "torch.nn.Sequential",
+        "speechbrain.augment.augmenter.Augmenter",
+        *(f"{_AUGMENT}freq_domain.{name}" for name in ("SpectrogramDrop", "Warping")),
+        *(f"{_AUGMENT}time_domain.{name}" for name in ("SpeedPerturb", "DropFreq", "DropChunk")),
         *(f"{_EPOCHS}{name}" for name in ("EpochCounter", "EpochCounterWithStopper")),
         *(
             f"{_SCHEDULERS}{name}"
