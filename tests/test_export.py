@@ -32,6 +32,7 @@ from tiny_beats import save_beats
 from speechbrain_mam import MAMError
 from speechbrain_mam.cli import main
 from speechbrain_mam.export import open_run
+from speechbrain_mam.export.data_only import CALLED, data_only
 
 pytestmark = pytest.mark.slow  # runs of the recipes; test_before_the_move.py exports one too
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
@@ -542,14 +543,22 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("code", CODE)
-@pytest.mark.parametrize("place", PLACES)
-def test_code_in_a_runs_yaml_is_not_executed(code, place, tmp_path, copy, capsys) -> None:
-    """The run is exported without it, or refused; ``hyperparams.yaml`` is only read."""
+# Each kind of code once, and one kind in each place, through a whole export: that takes two seconds
+WHOLE = [(code, "a key of its own") for code in CODE] + [(CODE[0], place) for place in PLACES]
+
+
+def code_of(tmp_path: Path, code: str) -> tuple[str, Path]:
+    """What leaves a file behind if anybody executes it, and the file."""
     marker, other = tmp_path / "executed", tmp_path / "other.yaml"
     other.write_text(f"x: !apply:os.system [touch {marker}]\n")
+    return code.format(touch=f"touch {marker}", marker=marker, other=other), marker
+
+
+@pytest.mark.parametrize(("code", "place"), dict.fromkeys(WHOLE))
+def test_code_in_a_runs_yaml_is_not_executed(code, place, tmp_path, copy, capsys) -> None:
+    """The run is exported without it, or refused; ``hyperparams.yaml`` is only read."""
+    code, marker = code_of(tmp_path, code)
     old, new = PLACES[place]
-    code = code.format(touch=f"touch {marker}", marker=marker, other=other)
     edit_yaml(old, new.replace("CODE", code))(copy)
     capsys.readouterr()
     done = main(["export", str(copy), "--out", str(tmp_path / "out")])
@@ -557,3 +566,21 @@ def test_code_in_a_runs_yaml_is_not_executed(code, place, tmp_path, copy, capsys
     assert not marker.exists()
     assert done == (0 if place in ("a key of its own", "before all") else 2), told
     assert done == 0 or told.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "as the model"])
+def test_no_code_reaches_hyperpyyaml(code, place, tmp_path, speech_run) -> None:
+    """What is left over calls nothing but what builds the model.
+
+    In the place of the model it leaves references to nothing, which is an error before that.
+    """
+    code, _ = code_of(tmp_path, code)
+    old, new = PLACES[place]
+    text = (speech_run("mam_learnable") / "hyperparams.yaml").read_text()
+    found = data_only(re.sub(old, new.replace("CODE", code), text), tmp_path / "hyperparams.yaml")
+    called = re.findall(
+        r"!(?:new|name|apply|applyref|module|include|!python)[:/][\w./]*", found.text
+    )
+    assert found.left_out and "executed" not in found.text
+    assert {name.partition(":")[2] for name in called} <= {"getattr"}.union(*CALLED.values())

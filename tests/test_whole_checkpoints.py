@@ -303,7 +303,8 @@ brain.fit(
     counter, data, data[:1], progressbar=False,
     train_loader_kwargs={"batch_size": None}, valid_loader_kwargs={"batch_size": None},
 )
-print([p.tolist() for p in model.parameters()])
+if int(os.environ.get("RANK", 0)) == 0:
+    print([p.tolist() for p in model.parameters()])
 """
 
 
