@@ -271,6 +271,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", REFUSED)
 def test_what_is_not_clear_is_refused(make, tmp_path):
     make(tmp_path)

@@ -352,6 +352,7 @@ def test_sets_of_any_corpus(sources, fold, share):
         assert 1 <= held[target] <= max(1, round(share * total[target]))
 
 
+@pytest.mark.slow
 def test_the_mini_corpus_can_be_prepared(tmp_path, tmp_path_factory):
     """Each clip is read; about 1 s."""
     corpus = expanded_corpus(tmp_path_factory, "mini_esc50")

@@ -96,6 +96,7 @@ def test_lam_1_changes_no_bit_of_the_output(family, bert_folder):
     assert torch.equal(model(WAV).logits, untouched)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_live_equals_zero_shot_equals_folded(family, granularity, bert_folder):

@@ -270,6 +270,7 @@ def test_a_copy_of_all_of_mam(mam):
     assert torch.equal(run(twin.target), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_training_after_inference(mam, mode):
     """Buffers that were made in inference mode cannot be written to in another."""

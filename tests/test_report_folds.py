@@ -201,6 +201,7 @@ def test_a_merge_is_compared_with_the_model_that_it_went_into(tmp_path):
     assert not any("same seed" in text or "No fine-tuning" in text for text in bold)
 
 
+@pytest.mark.slow
 def test_each_fold_may_have_its_own_search(report):
     headings = [b.text for b in report.blocks if isinstance(b, Heading)]
     found = [text for text in headings if text.startswith("Error against λ")]

@@ -42,6 +42,7 @@ def test_layout_count_and_duration(corpus):
     assert "espeak-ng" in (corpus / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_expanding_again_changes_nothing(corpus):
     before = (corpus / "metadata.csv").stat().st_mtime_ns
     assert mini_corpus(cache=corpus.parent) == corpus
