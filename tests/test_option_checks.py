@@ -102,3 +102,12 @@ def test_a_negative_fraction_of_minutes_is_refused():
     words = [str(REPO / "hparams" / "finetune.yaml"), "--ckpt_interval_minutes", "-0.5"]
     with pytest.raises(MAMError, match="ckpt_interval_minutes"):
         load_recipe(words, ())
+
+
+@pytest.mark.parametrize("words", [["--lam", "{query: 0.9, key: 0.8, value: 0.7}"],
+                                   ["--lam={query: 0.9, key: 0.8, value: 0.7}"]])  # fmt: skip
+def test_a_lam_of_each_projection_on_a_recipes_command_line(words):
+    hparams, _, _, _ = load_recipe([str(REPO / "hparams" / "mam_zeroshot.yaml"), *words], ())
+    entries = hparams["mam"].plan.entries
+    found = {(entry.projection, entry.lam) for entry in entries}
+    assert found == {("query", 0.9), ("key", 0.8), ("value", 0.7)}

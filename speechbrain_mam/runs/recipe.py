@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -69,7 +70,7 @@ def load_recipe(
     for key, value in (defaults or {}).items():
         if f"--{key}" not in given:
             arguments += [f"--{key}", str(value)]
-    arguments, minutes = _fractions(arguments)
+    arguments, minutes = _fractions(_lam_as_text(arguments))
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     if minutes is not None:
         run_opts = dataclasses.replace(run_opts, ckpt_interval_minutes=minutes)
@@ -83,6 +84,21 @@ def load_recipe(
     if not hparams.get("download"):  # what is to be downloaded need not be there
         hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
     return hparams, run_opts, str(base), replaced
+
+
+def _lam_as_text(arguments: list[str]) -> list[str]:
+    """The arguments with ``--lam {query: 0.9}`` in quotes: MAM reads the text itself.
+
+    HyperPyYAML would put the mapping's keys into the number that stands in the YAML.
+
+    Example
+    -------
+    >>> _lam_as_text(["mam.yaml", "--lam", "{query: 0.9}", "--lam={key: 1}"])
+    ['mam.yaml', '--lam', "'{query: 0.9}'", "--lam='{key: 1}'"]
+    """
+    words = [re.sub(r"^--lam=(\{.*)$", r"--lam='\1'", word) for word in arguments]
+    after = zip(["", *words], words, strict=False)
+    return [f"'{w}'" if before == "--lam" and w.startswith("{") else w for before, w in after]
 
 
 def _fractions(arguments: list[str]) -> tuple[list[str], float | None]:
