@@ -50,7 +50,7 @@ nitpick_ignore_regex = [
     # type variables
     (
         "py:class",
-        r"speechbrain_mam\.(tensor_checks\.Values|learning\.once_a_forward\.Result|merging\.methods\.Function)",
+        r"speechbrain_mam\.(architectures\.tensor_checks\.Values|learning\.once_a_forward\.Result|merging\.methods\.Function)",
     ),
 ]
 # Two classes of one name, in search and in report, are told apart by their modules.

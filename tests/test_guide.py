@@ -104,7 +104,6 @@ def test_enough_features_are_found():
     assert len({row[0] for row in WHERE}) == len(WHERE) >= 30
     rooms = {code(row[1])[0].partition(".")[0] for row in WHERE}
     assert rooms >= set(ROOMS) - {
-        "tensor_checks",
         "version",
         "corpus",
         "recipe",

@@ -20,13 +20,13 @@ from torch import nn
 from transformers import DebertaConfig, DebertaModel
 
 from speechbrain_mam import Donor, LearnableMAM, MAMError, Merge, find_attention, make_plan
+from speechbrain_mam.architectures.tensor_checks import all_finite, check_plain
 from speechbrain_mam.cli import main
 from speechbrain_mam.donors.controls import CONTROLS, ControlDonor
 from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.search.probe import probe
-from speechbrain_mam.tensor_checks import all_finite, check_plain
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 QUERY = (1, "query", "weight")

@@ -1,4 +1,4 @@
 """Where the query, key and value of each family of models are: the table, and what is found by it.
 
-It may import errors, tensor_checks.
+It may import errors.
 """

@@ -10,8 +10,8 @@ from speechbrain_mam.architectures.index import AttentionIndex, index_attention
 from speechbrain_mam.architectures.names import check_role, choose_tower
 from speechbrain_mam.architectures.registry import ARCHITECTURES, nearest_model_types
 from speechbrain_mam.architectures.row import Architecture
+from speechbrain_mam.architectures.tensor_checks import check_plain
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.tensor_checks import check_plain
 
 
 def find_attention(target: torch.nn.Module) -> AttentionIndex:

@@ -140,27 +140,25 @@ def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
         yield from node.value
 
 
-def _forbidden_in(node: yaml.Node) -> Iterator[str]:
-    """All tags of a node and what is in it that may not be used; an alias is looked at once."""
+def _nodes(node: yaml.Node) -> Iterator[yaml.Node]:
+    """A node and all that is in it; an alias once."""
     seen, todo = set(), [node]
     while todo:
         one = todo.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if _forbidden(one):
-            yield str(one.tag)
-        todo += _parts(one)
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            todo += _parts(one)
+
+
+def _forbidden_in(node: yaml.Node) -> Iterator[str]:
+    """All tags of a node and what is in it that may not be used."""
+    return (str(one.tag) for one in _nodes(node) if _forbidden(one))
 
 
 def _without(node: yaml.Node) -> yaml.Node:
     """A list or mapping whose forbidden parts are null."""
-    seen, todo = set(), [node]
-    while todo:
-        one = todo.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
+    for one in _nodes(node):
         if isinstance(one, yaml.MappingNode):
             one.value = [
                 (_null() if _forbidden(k) else k, _null() if _forbidden(v) else v)
@@ -168,5 +166,4 @@ def _without(node: yaml.Node) -> yaml.Node:
             ]
         elif isinstance(one, yaml.SequenceNode):
             one.value = [_null() if _forbidden(v) else v for v in one.value]
-        todo += _parts(one)
     return node

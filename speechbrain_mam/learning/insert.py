@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from speechbrain_mam.architectures.live import find_attention
+from speechbrain_mam.architectures.tensor_checks import checked_result
 from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.errors import MAMError
@@ -27,7 +28,6 @@ from speechbrain_mam.merging.arithmetic import wide
 from speechbrain_mam.merging.methods import method_named
 from speechbrain_mam.merging.plan import MergePlan, PlanEntry
 from speechbrain_mam.merging.prepare import donor_parts, donor_tensors
-from speechbrain_mam.tensor_checks import checked_result
 
 Found = Sequence[tuple[PlanEntry, Tensor]]
 """The entries of one module with the donor's tensors (of several donors, on top of each other)."""

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from speechbrain_mam.architectures.tensor_checks import check_plain
 from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.errors import MAMError, one_of
@@ -26,7 +27,6 @@ from speechbrain_mam.learning.lambdas import nearest_on_simplex, start_values, w
 from speechbrain_mam.learning.module import MergedModule
 from speechbrain_mam.learning.once_a_forward import keep_merged_within
 from speechbrain_mam.merging.plan import MergePlan
-from speechbrain_mam.tensor_checks import check_plain
 
 GRANULARITIES = ("model", "layer", "projection", "head")
 CONSTRAINTS = ("project", "sigmoid", "none")

@@ -1,4 +1,4 @@
 """Thin wrappers around transformers' and SpeechBrain's own models, for a YAML's ``!new:``.
 
-It may import model_files, architectures, tensor_checks and errors.
+It may import model_files, architectures and errors.
 """

@@ -11,11 +11,11 @@ import torch
 from speechbrain.lobes.models.beats import BEATs
 from torch import Tensor
 
+from speechbrain_mam.architectures.tensor_checks import check_type, type_name
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.fbank import FilterBanks
 from speechbrain_mam.model_files.find import EMBEDDED_MODELS, resolve_model
 from speechbrain_mam.model_files.read import load_checkpoint, state_dict
-from speechbrain_mam.tensor_checks import check_type, type_name
 
 MEL_BINS = 128
 CFG_KEYS: dict[str, type] = {

@@ -1,4 +1,4 @@
 """What is merged and how: methods, alignment, the plan, a merge in memory and one on disk.
 
-It may import donors, model_files, architectures, options, atomic, tensor_checks, errors.
+It may import donors, model_files, architectures, options, atomic, errors.
 """

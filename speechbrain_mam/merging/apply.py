@@ -13,12 +13,12 @@ from contextlib import contextmanager
 
 import torch
 
+from speechbrain_mam.architectures.tensor_checks import checked_result
 from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.arithmetic import linear
 from speechbrain_mam.merging.plan import MergePlan, PlanEntry
 from speechbrain_mam.merging.prepare import donor_tensors, own_part
-from speechbrain_mam.tensor_checks import checked_result
 
 
 class Merge:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from speechbrain_mam.architectures.index import TensorRef
+from speechbrain_mam.architectures.tensor_checks import norm_ratio
 from speechbrain_mam.atomic import carry_along
 from speechbrain_mam.donors.donor import add_to_fingerprint
 from speechbrain_mam.errors import MAMError
@@ -26,7 +27,6 @@ from speechbrain_mam.merging.methods import method_named
 from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.tensor_file import Array, TensorFile, mix
 from speechbrain_mam.model_files.folder import ModelFolder
-from speechbrain_mam.tensor_checks import norm_ratio
 
 
 def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out: Path) -> None:

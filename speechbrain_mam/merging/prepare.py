@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from speechbrain_mam.architectures.tensor_checks import checked, checked_result, norm_ratio
 from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.merging.plan import MergePlan, PlanEntry
-from speechbrain_mam.tensor_checks import checked, checked_result, norm_ratio
 
 
 def own_part(entry: PlanEntry, tensor: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from speechbrain_mam.tensor_checks import SHORT_NAMES, check_finite, check_type, checked_result
+from speechbrain_mam.architectures.tensor_checks import (
+    SHORT_NAMES,
+    check_finite,
+    check_type,
+    checked_result,
+)
 
 Array = npt.NDArray[np.floating[Any]]
 

@@ -1,4 +1,4 @@
 """A model on disk without the model: found, opened, its tensors read one at a time.
 
-It may import architectures, tensor_checks, errors.
+It may import architectures, errors.
 """

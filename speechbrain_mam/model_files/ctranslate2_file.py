@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speechbrain_mam.architectures.tensor_checks import check_finite, check_type
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.model_files.folder import DonorFolder
 from speechbrain_mam.model_files.weight_files import WeightFiles
-from speechbrain_mam.tensor_checks import check_finite, check_type
 
 if TYPE_CHECKING:
     import torch

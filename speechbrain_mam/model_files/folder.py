@@ -12,10 +12,10 @@ from safetensors import safe_open
 from speechbrain_mam.architectures.index import AttentionIndex, TensorRef, index_attention
 from speechbrain_mam.architectures.names import check_role, choose_tower
 from speechbrain_mam.architectures.registry import Architecture, architecture
+from speechbrain_mam.architectures.tensor_checks import check_type, checked
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.model_files.read import load_bin, tensors_in
 from speechbrain_mam.model_files.weight_files import WeightFiles, weight_files
-from speechbrain_mam.tensor_checks import check_type, checked
 from speechbrain_mam.text_files import read_json
 
 if TYPE_CHECKING:

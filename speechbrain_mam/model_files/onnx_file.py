@@ -12,11 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechbrain_mam.architectures.tensor_checks import check_type
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.model_files.folder import DonorFolder
 from speechbrain_mam.model_files.read import state_of
 from speechbrain_mam.model_files.weight_files import WeightFiles
-from speechbrain_mam.tensor_checks import check_type
 from speechbrain_mam.text_files import read_json
 
 if TYPE_CHECKING:

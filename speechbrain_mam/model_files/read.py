@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from speechbrain_mam.architectures.tensor_checks import SHORT_NAMES, type_name
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.tensor_checks import SHORT_NAMES, type_name
 
 if TYPE_CHECKING:
     import torch
