@@ -15,7 +15,7 @@ EMBEDDED = [
 ]
 DOCS = ["sphinx>=8.1", "myst-parser>=4", "furo>=2024.8"]
 TEST = [
-    *("pytest>=8", "pytest-xdist>=3.5", "filelock>=3.12", "hypothesis>=6"),
+    *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6"),
     *("ruff>=0.12", "mypy>=1.15", "import-linter>=2.5", "tensorboard>=2.15"),
     *("nbclient>=0.10", "ipykernel>=6.29"),  # the tutorial is run
     "setuptools>=77",  # the tests build the wheel and the source distribution
@@ -47,6 +47,7 @@ setup(
         "sentencepiece",
         "safetensors",
         "soundfile",
+        "filelock>=3.12",
         "numpy",
         "scipy>=1.15",
         "matplotlib>=3.8",

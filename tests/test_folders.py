@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from speechbrain_mam.atomic import carry_along, check_output, new_folder
+from speechbrain_mam.atomic import check_output, new_folder
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.model_files.carry import carry_along
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:

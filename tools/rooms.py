@@ -26,6 +26,7 @@ SMALL = {
     "recipe": "a name that YAMLs call", "precision": "a name that YAMLs call",
     "corpus": "a name that scripts call",
     "seeds": "a name that users run", "__main__": "a name that users run",
+    "runs.end_with_parent": "a program of its own, which may import nothing",
 }  # fmt: skip
 """Files that are short for a reason; every ``__init__.py`` is one, too."""
 

@@ -12,14 +12,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import is_distributed_initialized
+from speechbrain.utils.distributed import if_main_process, is_distributed_initialized
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_mam.atomic import hold_folder
 from speechbrain_mam.brain.whole_checkpoints import write_whole
 
 logger = get_logger(__name__)
@@ -86,7 +88,9 @@ class DurableBrain(sb.Brain):
             write_whole(self.checkpointer)
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
-        """``sb.Brain.fit``, between whose steps signals are heeded."""
+        """``sb.Brain.fit``, between whose steps signals are heeded, alone in its folder."""
+        if self.checkpointer is not None and if_main_process():
+            hold_folder(Path(self.checkpointer.checkpoints_dir))
         with self._heeding():
             super().fit(*args, **kwargs)
 

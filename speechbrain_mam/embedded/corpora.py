@@ -9,11 +9,11 @@ import hashlib
 import io
 import logging
 import os
-import shutil
 import tarfile
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from speechbrain_mam.atomic import new_folder, only_here
 
 logger = logging.getLogger(__name__)
 
@@ -93,20 +93,11 @@ def mini_corpus(name: str = "mini_ljspeech", cache: Path | None = None) -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
-    try:
-        _expand(content, part)
-        part.chmod(0o755)  # mkdtemp's folder is the owner's alone
-        try:
-            part.rename(folder)
-        except OSError:
-            # Another process was first; its folder is the same.
-            if not folder.is_dir():
-                raise
-        else:
+    with only_here(folder, wait=True):  # of several processes one expands it
+        if not folder.is_dir():
+            with new_folder(folder) as part:
+                _expand(content, part)
             logger.info("Expanded the corpus %s to %s", name, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from speechbrain_mam.architectures.index import TensorRef
 from speechbrain_mam.architectures.tensor_checks import norm_ratio
-from speechbrain_mam.atomic import carry_along
 from speechbrain_mam.donors.donor import add_to_fingerprint
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.methods import method_named
 from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.tensor_file import Array, TensorFile, mix
+from speechbrain_mam.model_files.carry import carry_along
 from speechbrain_mam.model_files.folder import ModelFolder
 
 

@@ -21,6 +21,8 @@ from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.errors import MAMError
 
 LOG_LINES_SHOWN = 20
+WITH_PARENT = Path(__file__).with_name("end_with_parent.py")
+"""Run as a file, so that it imports none of the libraries."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,9 @@ def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen:
     with job.log.open("a", encoding="utf-8") as log:  # a resumed run's log goes on
         log.write(f"$ {shlex.join(job.command)}\n")
         log.flush()
+        command = [sys.executable, str(WITH_PARENT), str(os.getpid()), *job.command]
         return subprocess.Popen(
-            job.command, stdout=log, stderr=log, env=environment, start_new_session=True
+            command, stdout=log, stderr=log, env=environment, start_new_session=True
         )
 
 

@@ -19,7 +19,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 from speechbrain.utils.train_logger import TensorboardLogger
 
-from speechbrain_mam.atomic import write_text_beside
+from speechbrain_mam.atomic import hold_folder, write_text_beside
 from speechbrain_mam.brain.brain import MAMBrain
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
@@ -63,7 +63,8 @@ def load_recipe(
     Raises
     ------
     MAMError
-        If a YAML does not exist or is none, or a key is missing, unknown or misspelt.
+        If a YAML does not exist or is none, a key is missing, unknown or misspelt, or another run
+        is at work in the output folder.
     """
     arguments = list(argv)
     given = {argument.split("=")[0] for argument in arguments}
@@ -83,6 +84,8 @@ def load_recipe(
     check_ranges({key: value for key, value in run_opts.items() if value is not None})
     if not hparams.get("download"):  # what is to be downloaded need not be there
         hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
+    if if_main_process():
+        hold_folder(Path(hparams["output_folder"]))
     return hparams, run_opts, str(base), replaced
 
 
