@@ -108,10 +108,10 @@ def test_downloads_that_fail_leave_nothing(corpus, tmp_path, served):
     }.items():
         with pytest.raises(MAMError, match=message):
             download_esc50(tmp_path / "data" / "ESC-50", f"{address}/{name}")
-        assert list((tmp_path / "data").iterdir()) == [], name
+        assert not (tmp_path / "data").exists(), name
     with pytest.raises(MAMError, match="could not be downloaded from 'nothing at all'"):
         download_esc50(tmp_path / "data" / "ESC-50", "nothing at all")
-    assert list((tmp_path / "data").iterdir()) == []
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_download_that_stops_halfway(corpus, tmp_path, served, monkeypatch):
@@ -122,4 +122,54 @@ def test_a_download_that_stops_halfway(corpus, tmp_path, served, monkeypatch):
     )
     with pytest.raises(MAMError, match=r"1000 of \d+ bytes arrived; nothing was kept"):
         download_esc50(tmp_path / "data" / "ESC-50", f"{address}/master.zip")
-    assert list((tmp_path / "data").iterdir()) == []
+    assert not (tmp_path / "data").exists()
+
+
+def a_link():
+    link = zipfile.ZipInfo("ESC-50-master/audio/link.wav")
+    link.external_attr = 0o120777 << 16
+    return link
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("ESC-50-master/audio/../../../../out.wav", b"x", None),  # not among ESC-50's files
+        ("ESC-50-master/audio/..", b"x", "a file with the name 'ESC-50-master/audio/..'"),
+        ("ESC-50-master/..", b"x", "a file with the name"),
+        ("/etc/audio/out.wav", b"x", None),
+        ("ESC-50-master/audio\\..\\out.wav", b"x", "a file with the name"),
+        (a_link(), b"/etc/passwd", None),  # becomes a file that holds the link's text
+        ("ESC-50-master/archive.zip", b"x", "holds another one"),
+    ],
+    ids=["deep", "parent", "top", "absolute", "backslash", "link", "archive"],
+)
+def test_doctored_archives(corpus, tmp_path, name, content, message):
+    file = zipped(corpus, tmp_path / "master.zip")
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(name, content)
+    target = tmp_path / "below" / "here" / "data"
+    before = {path for path in tmp_path.rglob("*") if "below" not in path.parts}
+    if message is None:
+        download_esc50(target, file.as_uri())
+        assert not any(path.is_symlink() for path in target.rglob("*"))
+        assert [path.name for path in target.parent.iterdir()] == ["data"]
+    else:
+        with pytest.raises(MAMError, match=message):
+            download_esc50(target, file.as_uri())
+        assert not target.exists() and not list(tmp_path.glob("below/here/.*"))
+    assert {path for path in tmp_path.rglob("*") if "below" not in path.parts} == before
+
+
+@pytest.mark.parametrize("how", ["bytes", "files"])
+def test_an_archive_that_unpacks_to_far_too_much(corpus, tmp_path, how, monkeypatch):
+    """Its limits are lowered rather than four gigabytes written."""
+    import esc50_download
+
+    monkeypatch.setattr(esc50_download, f"MAX_{how.upper()}", 1 << 20 if how == "bytes" else 20)
+    file = zipped(corpus, tmp_path / "master.zip")
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ESC-50-master/audio/bomb.wav", bytes(2 << 20))
+    with pytest.raises(MAMError, match="unpacks to more than"):
+        download_esc50(tmp_path / "data", file.as_uri())
+    assert not (tmp_path / "data").exists()

@@ -58,6 +58,8 @@ def test_another_corpus_in_the_same_folder_is_refused(corpus, tmp_path):
     [
         ("XX001-0002|only two", r"line 3: expected 'id\|transcript\|normalised transcript'"),
         ("XX001-0001|Twice.|Twice.", "line 3: the utterance XX001-0001 stands there twice"),
+        ("../XX001-0002|Up.|Up.", "line 3: the utterance '../XX001-0002' is no name in wavs/"),
+        (r"a\\..\\b|Up.|Up.", "line 3: the utterance .* is no name in wavs/"),
         ("XX001-0002|-|—", "utterance XX001-0002: the transcript '—' is empty"),
         ("XX001-0002|45|45 dollars", r"utterance XX001-0002.*\['4', '5'\]"),
         ("XX001-0002|x|Привет", "utterance XX001-0002.*alphabet"),

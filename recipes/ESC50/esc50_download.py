@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-import tempfile
 import urllib.request
 import zipfile
 import zlib
@@ -14,12 +13,15 @@ from pathlib import Path, PurePosixPath
 
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_mam.atomic import new_folder
 from speechbrain_mam.errors import MAMError
 
 logger = get_logger(__name__)
 
 ARCHIVE_URL = "https://github.com/karolpiczak/ESC-50/archive/master.zip"
 TIMEOUT_S = 60.0
+MAX_BYTES, MAX_FILES = 4 << 30, 20_000
+"""Unpacked; ESC-50 is 0.9 GB in about 2,000 files."""
 #: What urllib and zipfile raise; URLError and a time-out are OSErrors, a bad URL is a ValueError.
 UNUSABLE = (
     OSError,
@@ -59,18 +61,14 @@ def download_esc50(data_folder: Path, url: str = ARCHIVE_URL) -> None:
         )
     logger.info("Downloading ESC-50 (about 600 MB, CC BY-NC 3.0) from %s", url)
     try:
-        data_folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{data_folder.name}-", dir=data_folder.parent))
-        try:
-            _fetch(url, beside / "archive.zip")
-            corpus = beside / "corpus"
-            _unpack(beside / "archive.zip", corpus)
+        with new_folder(data_folder) as corpus:
+            archive = corpus / "archive.zip"
+            _fetch(url, archive)
+            _unpack(archive, corpus)
+            archive.unlink()
             _check(corpus)
             if data_folder.exists():
                 data_folder.rmdir()
-            corpus.rename(data_folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
     except MAMError as error:
         raise MAMError(f"'{url}': {error}; nothing was kept") from error
     except UNUSABLE as error:
@@ -92,13 +90,21 @@ def _fetch(url: str, file: Path) -> None:
 def _unpack(archive: Path, corpus: Path) -> None:
     """Unpack the files that are ESC-50's, without the folder that GitHub puts around them."""
     with zipfile.ZipFile(archive) as content:
-        for member in content.infolist():
+        members = content.infolist()
+        # The announced sizes are what zipfile reads at most.
+        if len(members) > MAX_FILES or sum(member.file_size for member in members) > MAX_BYTES:
+            raise MAMError(
+                f"the archive unpacks to more than {MAX_FILES} files or {MAX_BYTES >> 30} GB"
+            )
+        for member in members:
             parts = PurePosixPath(member.filename).parts[1:]
             if member.is_dir() or not (len(parts) == 1 or (len(parts) == 2 and parts[0] in KEPT)):
                 continue
             if ".." in parts or "\\" in member.filename:
                 raise MAMError(f"the archive has a file with the name {member.filename!r}")
             file = corpus.joinpath(*parts)
+            if file == archive:
+                raise MAMError(f"the archive holds another one, {member.filename!r}")
             file.parent.mkdir(parents=True, exist_ok=True)
             # Reading to the end compares the checksum.
             with content.open(member) as source, file.open("wb") as stream:

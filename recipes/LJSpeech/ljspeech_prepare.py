@@ -82,6 +82,11 @@ def read_metadata(metadata: Path) -> list[Utterance]:
                 f"found {line[:60]!r}"
             )
         name = fields[0].strip()
+        if ".." in Path(name).parts or "\\" in name:
+            raise MAMError(
+                f"'{metadata}', line {number}: the utterance {name!r} is no name in wavs/; its "
+                "recording would lie outside the corpus"
+            )
         if name in seen:
             raise MAMError(f"'{metadata}', line {number}: the utterance {name} stands there twice")
         seen.add(name)

@@ -114,6 +114,8 @@ def _expand(content: bytes, folder: Path) -> None:
             if file is None:
                 continue
             path = folder / member.name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"the archive has a file with the name {member.name!r}")
             opus = path.suffix == ".ogg"
             if opus and path.parent == folder:
                 path = folder / "wavs" / f"{path.stem}.wav"
