@@ -29,6 +29,9 @@ TINY = {
 }
 
 
+REAL_SEARCH = {"lam_grid": "[0.9]", "layer_choices": "[all]", "controls": "[random]"}
+
+
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory, hubert_folder, bert_folder):
     """A corpus whose training part has 16 utterances."""
@@ -284,12 +287,13 @@ def test_the_large_yamls_name_the_papers_models_and_load(kind, parts, tmp_path):
 @pytest.mark.real
 @pytest.mark.parametrize("kind", ["finetune", "mam_zeroshot", "mam_learnable"])
 def test_real_speech_goes_through_every_yaml(kind, real_data, tmp_path):
-    """Two batches of training a YAML; the figures are the README's business."""
+    """A batch of training a YAML; the figures are the README's business."""
     parts = {"data_folder": str(real_data / "prompts_ljspeech")}
     yaml = str(REPO / "hparams" / f"{kind}.yaml")
-    options = ["--output_folder", str(tmp_path / "out"), "--debug", "--data_folder"]
-    run([yaml, *options, parts["data_folder"]])
+    options = ["--output_folder", str(tmp_path / "out"), "--debug", "--debug_batches=1"]
+    search = [f"--{key}={value}" for key, value in REAL_SEARCH.items() if kind == "mam_zeroshot"]
+    run([yaml, *options, *search, "--data_folder", parts["data_folder"]])
     results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert {name.split(" control ")[0] for name in results} == {"untouched", kind}
-    assert len(results) == (7 if kind == "mam_zeroshot" else 2)
+    assert len(results) == (3 if kind == "mam_zeroshot" else 2)
     assert all(0 < metrics["WER"] <= 150 for metrics in results.values())

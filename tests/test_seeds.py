@@ -132,7 +132,12 @@ def test_an_interruption_ends_what_was_started(lab, number):
     command = [sys.executable, "-m", "speechbrain_mam.seeds", str(lab.script)]
     command += [f"{lab.yamls['finetune']} --workers 1 --sleep 60", "--seeds", "1", "2"]
     command += ["--out", str(lab.out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # also under nohup and in `… &`
+    )
     pids = Path(f"{lab.starts_file}.pids")
     wait_until(lambda: pids.is_file() and len(pids.read_text().split()) == 2)
     process.send_signal(number)

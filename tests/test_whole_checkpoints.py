@@ -269,7 +269,7 @@ def test_a_copied_folder_stays_whole(tmp_path):
 
 
 PROGRAM = """
-import os, signal, sys, torch, speechbrain as sb
+import os, signal, sys, time, torch, speechbrain as sb
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain_mam import MAMBrain
@@ -284,7 +284,7 @@ class Task(MAMBrain, sb.Brain):
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         self.seen = getattr(self, "seen", 0) + 1
         if self.seen == at and int(os.environ.get("RANK", 0)) == RANK:
-            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(3) if name == "straggle" else os.kill(os.getpid(), getattr(signal, name))
     def on_stage_end(self, stage, loss, epoch=None):
         if stage == sb.Stage.VALID:
             self.checkpointer.save_and_keep_only(importance_keys=[])
@@ -356,3 +356,36 @@ def test_a_signal_to_one_rank_stops_both_at_one_step(tmp_path, rank):
     assert all(name.startswith("CKPT+") for name in names(tmp_path / "run"))
     again = train(tmp_path / "run", ranks=2)
     assert again.returncode == 0 and again.stdout == plain.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_both_and_the_same_command_goes_on(tmp_path, rank):
+    plain = train(tmp_path / "plain", ranks=2)
+    killed = train(tmp_path / "run", "SIGKILL", at=8, rank=rank, ranks=2)
+    assert killed.returncode == 1 and killed.stdout == ""
+    again = train(tmp_path / "run", ranks=2)
+    assert again.returncode == 0 and again.stdout == plain.stdout
+    assert all(name[0] == "." or name.startswith("CKPT+") for name in names(tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_late_is_waited_for(tmp_path, rank):
+    plain = train(tmp_path / "plain", ranks=2)
+    late = train(tmp_path / "run", "straggle", at=5, rank=rank, ranks=2)
+    assert late.returncode == 0 and late.stdout == plain.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_ranks_goes_on(tmp_path, before, after):
+    """With other batches a rank, so with other figures; but from what was learned."""
+    stopped = train(tmp_path / "run", "SIGTERM", at=7, ranks=before if before > 1 else 0)
+    assert stopped.returncode in (1, 143)
+    again = train(tmp_path / "run", ranks=after if after > 1 else 0)
+    assert again.returncode == 0, again.stderr
+    assert "Going into epoch 2" in again.stderr and "Going into epoch 1" not in again.stderr

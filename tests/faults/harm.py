@@ -52,7 +52,7 @@ class Harm:
     def write(self, kind: str, path: Any) -> None:
         """One write is about to happen."""
         name = os.path.abspath(os.fsdecode(path))
-        if not any(name.startswith(folder) for folder in self.under):
+        if not any(f"{name}/".startswith(f"{folder}/") for folder in self.under):
             return
         if self.half_of:
             self.end()

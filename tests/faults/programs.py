@@ -80,9 +80,10 @@ class Program:
         return run_python(HARM, wanted, *arguments, merge_stderr=True, timeout_s=120)
 
     def points(self, models: Models, folder: Path) -> list[tuple[int, str, str]]:
-        """All different writes of an undisturbed run: number, kind, name; the first and the last.
+        """All different writes of an undisturbed run: number, kind, name.
 
-        Files under ``save`` are written again in each epoch.
+        Of a name that is written more than once the first and the last time, but once for all
+        folds. Folders that are made and temporary files that are removed change nothing.
         """
         listed = folder.with_name(f"{folder.name}.list")
         done = self.run(models, folder, list=str(listed))
@@ -90,8 +91,16 @@ class Program:
         found: dict[tuple[str, str], list[int]] = {}
         for line in listed.read_text().splitlines():
             number, kind, path = line.split("\t")
-            found.setdefault((kind, normalised(path, [str(folder)])), []).append(int(number))
-        numbered = {(n, *key) for key, numbers in found.items() for n in (numbers[0], numbers[-1])}
+            key = kind, normalised(path, [str(folder)]).replace("fold_2", "fold_1")
+            if kind == "os.mkdir" or (path.endswith(".part") and kind == "os.remove"):
+                continue
+            if kind != "open" or not (folder / path).is_dir():  # opened for fsync
+                found.setdefault(key, []).append(int(number))
+        numbered = {
+            (n, *key)
+            for key, numbers in found.items()
+            for n in (numbers[0], numbers[0 if "fold_1" in key[1] else -1])
+        }
         return sorted(numbered)
 
 
