@@ -65,7 +65,7 @@ def check_output(out: Path, force: bool, **sources: Path) -> Path:
         ):
             if at_fault:
                 raise MAMError(f"--out '{out}' {relation} the {role}'s folder; choose another one")
-    if not out.exists() and out.parent.is_dir():
+    if any(out.parent.glob(f".{glob.escape(out.name)}.*")):  # of a process that was killed
         with only_here(out):
             put_right(out)
     if out.exists() and not out.is_dir():

@@ -63,7 +63,8 @@ class Trial:
     def again(self, folder) -> str:
         """What is wrong after the same command has been run again, or nothing."""
         done = self.program.run(self.models, folder)
-        if done.returncode:
+        there = "exists and is not empty; --force" in done.stdout  # killed when all was done
+        if done.returncode and not there:
             return f"exit {done.returncode}: {done.stdout[-600:]}"
         if left := leftovers(folder):
             return f"left: {left}"
