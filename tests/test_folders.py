@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from speechbrain_mam.atomic import check_output, new_folder
+from speechbrain_mam import atomic
+from speechbrain_mam.atomic import (
+    HOLDER,
+    LOCK,
+    check_output,
+    hold_folder,
+    new_folder,
+    only_here,
+)
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.model_files.carry import carry_along
 
@@ -178,3 +188,74 @@ def test_links_inside_of_a_model_and_of_the_hubs_cache_are_followed(tmp_path):
     carry_along(model, tmp_path / "out")
     assert (tmp_path / "out" / "vocab.json").read_text() == "{}"
     assert not (tmp_path / "out" / "again.json").is_symlink()
+
+
+def in_another_process(function) -> str:
+    """What comes of it in a fork, that knows nothing of its parent's locks."""
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        os.close(read)
+        try:
+            # With its last reference a lock would be given up, for the parent too.
+            kept = dict(atomic._mine)
+            atomic._mine.clear()
+            said = str(function())
+            del kept
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(write, said.encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as stream:
+        return stream.read()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the other process is a fork")
+class TestOneAtATime:
+    def test_a_folder_that_another_process_writes(self, tmp_path):
+        out = tmp_path / "out"
+        with only_here(out):
+            said = in_another_process(lambda: new_folder(out).__enter__())
+        assert f"'{out}' is being written by another process" in said
+        assert list(tmp_path.iterdir()) == []
+        with new_folder(out) as folder:
+            (folder / "file").touch()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_who_holds_a_run_s_folder_is_said(self, tmp_path):
+        hold_folder(tmp_path)
+        hold_folder(tmp_path)
+        said = in_another_process(lambda: hold_folder(tmp_path))
+        assert f"'{tmp_path}' is in use by process {os.getpid()} on " in said
+
+    def test_a_lock_ends_with_its_process(self, tmp_path):
+        assert in_another_process(lambda: hold_folder(tmp_path)) == "None"
+        assert (tmp_path / LOCK).exists() and (tmp_path / HOLDER).exists()
+        hold_folder(tmp_path)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_killed_command_left_is_put_right(tmp_path, there):
+    """Between the two renames of ``force`` the folder itself is gone: it comes back."""
+    out, other = tmp_path / "out", tmp_path / ".output.0a1b2c3d.partial"
+    (tmp_path / ".out.0a1b2c3d.partial").mkdir()
+    (tmp_path / ".out.0a1b2c3d.old").mkdir()
+    (tmp_path / ".out.0a1b2c3d.old" / "file").write_text("old")
+    other.mkdir()  # another folder's
+    if there:
+        out.mkdir()
+        (out / "file").write_text("new")
+    with pytest.raises(MAMError, match="--force replaces it"):
+        check_output(out, force=False)
+    assert (out / "file").read_text() == ("new" if there else "old")
+    assert sorted(tmp_path.iterdir()) == sorted([out, other])
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
+    def without(self):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("speechbrain_mam.atomic.FileLock.acquire", without)
+    hold_folder(tmp_path)
+    assert "this file system has no locks" in caplog.text and (tmp_path / HOLDER).exists()

@@ -6,7 +6,9 @@ Each training is one of a tiny random model on noise and takes about three secon
 import csv
 import hashlib
 import json
+import os
 import re
+import time
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from conftest import REPO, save_bert, save_corpus
 from processes import run_python
 
 from speechbrain_mam import MAMError
+from speechbrain_mam.atomic import hold_folder
 from speechbrain_mam.runs.recipe import load_recipe
 from speechbrain_mam.runs.yaml_files import files_of
 from speechbrain_mam.tasks.asr import KEYS
@@ -227,6 +230,37 @@ def test_resuming_with_another_donor_is_an_error(parts, tmp_path):
     done = run(arguments, check=False)
     assert done.returncode == 2
     assert "belongs to another donor" in done.stdout
+
+
+def wait_for(file):
+    """The other process makes it; a minute is far more than it needs."""
+    end = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the other one is a fork")
+def test_the_second_of_two_trainings_in_one_folder_is_told(parts, tmp_path):
+    out = tmp_path / "out"
+    ready, done = tmp_path / "ready", tmp_path / "done"
+    if not (other := os.fork()):
+        try:
+            hold_folder(out)
+            ready.touch()
+            wait_for(done)
+        finally:
+            os._exit(0)
+    try:
+        wait_for(ready)
+        second = run(command("mam_learnable", parts, out), check=False)
+    finally:
+        done.touch()
+        os.waitpid(other, 0)
+    assert second.returncode == 2 and "Traceback" not in second.stdout
+    assert re.search(rf"'{out}' is in use by process {other} on .* since .*: ", second.stdout)
+    assert [file for file in out.rglob("*") if file.is_file() and file.name[0] != "."] == []
+    run(command("mam_learnable", parts, out, number_of_epochs="1"))  # its end has freed it
 
 
 @pytest.mark.slow

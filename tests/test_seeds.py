@@ -1,6 +1,7 @@
 """Several seeds: what is run, skipped, resumed and refused, with a recipe that only pretends."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from conftest import REPO
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.runs.jobs import run_jobs
+from speechbrain_mam.runs.jobs import WITH_PARENT, run_jobs
 from speechbrain_mam.runs.seeds import label_of, main, plan_jobs
 
 FAKE_RECIPE = """
@@ -146,6 +147,30 @@ def test_an_interruption_ends_what_was_started(lab, number):
     assert said.endswith("interrupted; the same command goes on from here\n")
     wait_until(lambda: not any(is_alive(int(pid)) for pid in pids.read_text().split()))
     assert lab.starts() == ["finetune_workers_1_sleep_60/1"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed one")
+def test_killed_outright_its_runs_end_with_it(lab):
+    command = [sys.executable, "-m", "speechbrain_mam.seeds", str(lab.script)]
+    command += [f"{lab.yamls['finetune']} --sleep 60 --workers 1", "--seeds", "1"]
+    process = subprocess.Popen([*command, "--out", str(lab.out)], stderr=subprocess.DEVNULL)
+    pids = Path(f"{lab.starts_file}.pids")
+    wait_until(lambda: pids.is_file() and len(pids.read_text().split()) == 2)
+    process.kill()
+    process.wait()
+    run = int(pids.read_text().split()[0])
+    wait_until(lambda: not is_alive(run))
+
+
+def test_a_run_whose_series_is_gone_already_is_not_begun(tmp_path):
+    code = f"open({str(tmp_path / 'begun')!r}, 'w')"
+    other = str(os.getppid())  # some process that is not the one that starts it
+    program = [sys.executable, "-c", code]
+    subprocess.run([sys.executable, str(WITH_PARENT), other, *program], check=True)
+    assert (tmp_path / "begun").exists() == (sys.platform != "linux")
+    subprocess.run([sys.executable, str(WITH_PARENT), str(os.getpid()), *program], check=True)
+    assert (tmp_path / "begun").exists()
 
 
 def wait_until(holds) -> None:

@@ -15,6 +15,9 @@ from speechbrain_mam.atomic import write_beside
 NAMES_AS_THEY_ARE = rc_context({"text.parse_math": False})
 """Around what draws: a name with dollars in it is no formula."""
 
+MAX_WIDTH, MAX_HEIGHT, MAX_NAMES = 16.0, 40.0, 120
+"""Inches, and names beside the rows: hundreds of epochs or heads stay some megabytes."""
+
 
 @NAMES_AS_THEY_ARE
 def plot_lambdas(epochs: Sequence[int], lambdas: Sequence[dict[str, float]], file: Path) -> None:
@@ -38,7 +41,8 @@ def plot_lambdas(epochs: Sequence[int], lambdas: Sequence[dict[str, float]], fil
     """
     names = list(lambdas[0])
     grid = np.array([[row[name] for row in lambdas] for name in names])
-    figure = Figure(figsize=(max(5.0, 1.6 + 0.55 * len(epochs)), max(2.6, 1.4 + 0.32 * len(names))))
+    width, height = 1.6 + 0.55 * len(epochs), 1.4 + 0.32 * len(names)
+    figure = Figure(figsize=(float(np.clip(width, 5, MAX_WIDTH)), np.clip(height, 2.6, MAX_HEIGHT)))
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     low, high = float(grid.min()), float(grid.max())
@@ -49,7 +53,8 @@ def plot_lambdas(epochs: Sequence[int], lambdas: Sequence[dict[str, float]], fil
     )
     step = max(1, len(epochs) // 20)
     axes.set_xticks(range(0, len(epochs), step), [str(e) for e in epochs[::step]])
-    axes.set_yticks(range(len(names)), names)
+    every = -(-len(names) // MAX_NAMES)
+    axes.set_yticks(range(0, len(names), every), names[::every])
     axes.set_xlabel("epoch (0: start)")
     axes.set_title("λ, the target's share (1 = untouched)")
     if grid.size <= 300 and len(epochs) <= 16:

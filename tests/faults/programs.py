@@ -133,7 +133,10 @@ _VALID = ("--manifest", "{folder}/out/save/valid.csv", "--device", "cpu")
 PROGRAMS = {
     program.name: program
     for program in (
-        Program("learnable", _speech("mam_learnable", "--ckpt_interval_steps", "1")),
+        Program(
+            "learnable",
+            _speech("mam_learnable", "--ckpt_interval_steps", "2", max_batch_length_s="6"),
+        ),
         Program("search", _speech("mam_zeroshot", **SEARCH)),
         Program("events", _events("mam_learnable")),
         Program("folds", _events("mam_zeroshot", "--folds", "1,2", **SEARCH)),

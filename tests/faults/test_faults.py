@@ -96,6 +96,7 @@ def test_killed_at_each_write(name, how, models, tmp_path, record_property):
             continue
         if wrong := trial.again(folder):
             faults[number, kind, path] = wrong
+        print(f"{name}: {how} at {kind} {path}: {wrong or 'as if undisturbed'}", flush=True)
         shutil.rmtree(folder.parent)
     summed(record_property, name, len(points), faults)
 
@@ -117,6 +118,8 @@ def test_a_disk_that_takes_no_more(name, how, models, tmp_path, record_property)
             faults[number, kind, path] = f"exit {done.returncode}: {done.stdout[-600:]}"
         elif wrong := trial.again(folder):
             faults[number, kind, path] = wrong
+        told = faults.get((number, kind, path), "told in one line, then as if undisturbed")
+        print(f"{name}: {how} at {kind} {path}: {told}", flush=True)
         shutil.rmtree(folder.parent)
     summed(record_property, name, len(points), faults)
 
