@@ -18,12 +18,13 @@ from processes import run_python
 from test_esc50_recipe import command as event_command
 from test_esc50_recipe import save_tones
 from test_recipe import command as speech_command
+from test_vctk_prepare import save_vctk
 from tiny_beats import save_beats
 
 from faults.harm import normalised
 
 HARM = str(Path(__file__).with_name("harm.py"))
-SPEECH, EVENTS = (str(REPO / "recipes" / name / "train.py") for name in ("LJSpeech", "ESC50"))
+EVENTS = str(REPO / "recipes" / "ESC50" / "train.py")
 SEARCH = {"lam_grid": "[0.2, 0.8]", "layer_choices": "['last:1']", "controls": "[random]"}
 UNEQUAL = ("log.txt", "env.log", ".running.lock", ".running.json", "environment.json")
 """Files that say when and how a run was made."""
@@ -38,6 +39,7 @@ class Models:
     def make(self) -> None:
         """Write them."""
         save_corpus(self.folder / "speech", utterances=25)
+        save_vctk(self.folder / "vctk", speakers=6, utterances=4)
         save_speech_model(self.folder / "hubert")
         save_bert(self.folder / "bert")
         save_tones(self.folder / "tones")
@@ -48,6 +50,11 @@ class Models:
         """Options of the recognisers' recipe."""
         names = {"data_folder": "speech", "speech_model": "hubert", "donor_model": "bert"}
         return {key: str(self.folder / name) for key, name in names.items()}
+
+    @property
+    def vctk(self) -> str:
+        """The other corpus of speech."""
+        return str(self.folder / "vctk")
 
     @property
     def events(self) -> dict[str, str]:
@@ -72,9 +79,9 @@ class Program:
             done = run_python(*PROGRAMS[name].arguments(models, folder), merge_stderr=True)
             assert done.returncode == 0, done.stdout[-3000:]
 
-    def run(self, models: Models, folder: Path, **harm: Any):
+    def run(self, models: Models, folder: Path, extra: tuple[str, ...] = (), **harm: Any):
         """Run it, with some harm or none."""
-        arguments = self.arguments(models, folder)
+        arguments = [*self.arguments(models, folder), *extra]
         wanted = folder.with_name(f"{folder.name}.harm.json")
         wanted.write_text(json.dumps({"under": [str(folder)], **harm}))
         return run_python(HARM, wanted, *arguments, merge_stderr=True, timeout_s=120)
@@ -104,9 +111,13 @@ class Program:
         return sorted(numbered)
 
 
-def _speech(kind: str, *extra: str, **options: str) -> Callable[[Models, Path], list[str]]:
+def _speech(
+    kind: str, *extra: str, recipe: str = "LJSpeech", **options: str
+) -> Callable[[Models, Path], list[str]]:
     def arguments(models: Models, folder: Path) -> list[str]:
-        return [SPEECH, *speech_command(kind, models.speech, folder / "out", *extra, **options)]
+        speech = models.speech | ({"data_folder": models.vctk} if recipe == "VCTK" else {})
+        script = str(REPO / "recipes" / recipe / "train.py")
+        return [script, *speech_command(kind, speech, folder / "out", *extra, **options)]
 
     return arguments
 
@@ -138,7 +149,9 @@ PROGRAMS = {
             _speech("mam_learnable", "--ckpt_interval_steps", "2", max_batch_length_s="6"),
         ),
         Program("search", _speech("mam_zeroshot", **SEARCH)),
+        Program("vctk", _speech("mam_learnable", recipe="VCTK")),
         Program("events", _events("mam_learnable")),
+        Program("events merged", _events("mam_zeroshot", **SEARCH)),
         Program("folds", _events("mam_zeroshot", "--folds", "1,2", **SEARCH)),
         Program("merge", _verb("merge", *_TWO, "--lam", "0.5", "--out", "{folder}/merged")),
         Program(
