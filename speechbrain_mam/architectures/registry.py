@@ -125,7 +125,7 @@ def register_architecture(row: Architecture) -> Architecture:
         for what, ours, theirs in (
             ("name", (row.name,), (other.name,)),
             ("model_type", row.model_types, other.model_types),
-            ("class", row.classes, other.classes),
+            ("class", row.classes, other.classes if _same_attention(row, other) else ()),
         ):
             if taken := sorted(set(ours) & set(theirs)):
                 raise MAMError(
@@ -134,6 +134,12 @@ def register_architecture(row: Architecture) -> Architecture:
                 )
     ARCHITECTURES.append(row)
     return row
+
+
+def _same_attention(row: Architecture, other: Architecture) -> bool:
+    """Whether a module of a class that both name could be either's."""
+    told_apart = row.attention and other.attention
+    return not told_apart or bool(set(row.attention) & set(other.attention))
 
 
 def _check_row(row: Architecture) -> None:
@@ -155,6 +161,10 @@ def _check_row(row: Architecture) -> None:
         (
             not row.roles or not set(row.roles) <= set(ROLES),
             f"'roles' are {row.roles}, expected some of {ROLES}",
+        ),
+        (
+            bool(row.transposed or row.kv_heads) and row.roles != ("donor",),
+            "with 'transposed' or 'kv_heads' it can only be a donor: 'roles' must be ('donor',)",
         ),
     ):
         if wrong:

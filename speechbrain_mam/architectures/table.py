@@ -28,6 +28,12 @@ _WAV2VEC2: dict[str, Any] = {
     "front": ("feature_extractor", "feature_projection", "encoder.pos_conv_embed"),
 }
 
+_PARAKEET: dict[str, Any] = {
+    "layer": r"layers\.(?P<layer>\d+)\.self_attn",
+    "names": _names("q_proj", "k_proj", "v_proj", "o_proj"),
+    "front": ("subsampling", "encode_positions"),
+}
+
 # On disk, `encoder.layer.0.attention.attention.query` whatever wrote it; a live model of
 # transformers 5 says `layers.0.attention.q_proj` (DINOv2: `encoder.layer.0.attention.q_proj`).
 _VIT: dict[str, Any] = {
@@ -54,6 +60,35 @@ SPEECH = (
         _names("linear_q", "linear_k", "linear_v", "linear_out"),
         front=("feature_projection", "encoder.embed_positions"),
     ),
+    Architecture(
+        "wav2vec2-Conformer",
+        ("wav2vec2-conformer",),
+        r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
+        _names("linear_q", "linear_k", "linear_v", "linear_out"),
+        front=(*_WAV2VEC2["front"], "encoder.embed_positions"),
+    ),
+    Architecture(
+        "SEW",
+        ("sew",),
+        r"encoder\.layers\.(?P<layer>\d+)\.attention",
+        _PROJ,
+        front=(*_WAV2VEC2["front"], "layer_norm", "encoder.pool"),
+    ),
+    Architecture(
+        "Moonshine's encoder",
+        ("moonshine",),
+        r"(?<!decoder\.)layers\.(?P<layer>\d+)\.self_attn",
+        _names("q_proj", "k_proj", "v_proj", "o_proj"),
+        heads="encoder_num_attention_heads",
+        front=("conv1", "conv2", "conv3", "groupnorm"),
+    ),
+    Architecture(
+        "Parakeet",
+        ("parakeet_ctc",),
+        **_PARAKEET,
+        heads="encoder_config.num_attention_heads",
+    ),
+    Architecture("Parakeet's encoder", ("parakeet_encoder",), **_PARAKEET),
     # Its decoder has a `self_attn` of the same names; an encoder alone has no `encoder.` in front.
     Architecture(
         "Whisper's encoder",
@@ -84,36 +119,68 @@ SPEECH = (
     ),
 )
 
-# `att` is the torch.nn.MultiheadAttention inside of SpeechBrain's; its relative-position and rotary
-# attention have an `in_proj_weight` of their own, head by head.
-_SPEECHBRAIN: dict[str, Any] = {
+# --- SpeechBrain's own encoders, which are told apart by the attention inside
+
+_TRANSFORMER = "speechbrain.lobes.models.transformer.Transformer.TransformerEncoder"
+_CONFORMER = "speechbrain.lobes.models.transformer.Conformer.ConformerEncoder"
+_BRANCHFORMER = "speechbrain.lobes.models.transformer.Branchformer.BranchformerEncoder"
+
+# `att` is the torch.nn.MultiheadAttention inside of SpeechBrain's.
+_REGULAR: dict[str, Any] = {
     "model_types": (),
-    "names": {"output": ("att.out_proj", "out_proj")},
+    "names": {"output": ("att.out_proj",)},
+    "heads": "att.num_heads",
+    "attention": ("speechbrain.nnet.attention.MultiheadAttention",),
     "fused": {"att.in_proj_": QKV},
-    "interleaved": {"in_proj_": QKV},
     "roles": ("target",),
-    "hint": "build the encoder with 'attention_type: regularMHA'",
+}
+
+# Where query, key and value are one tensor, as in self-attention, `in_proj_weight` is head by head.
+# Scores are divided by the root of the model's width. Biases of positions stay the target's.
+_BY_HEAD: dict[str, Any] = {
+    "model_types": (),
+    "layer": r"layers\.(?P<layer>\d+)\.(?:self_att|mha_layer)",
+    "names": {"output": ("out_proj",)},
+    "heads": "num_heads",
+    "classes": (_TRANSFORMER, _CONFORMER, _BRANCHFORMER),
+    "interleaved": {"in_proj_": QKV},
+    "scale": "model",
+    "roles": ("target",),
 }
 
 SPEECHBRAIN = (
     Architecture(
         "SpeechBrain's Transformer",
         layer=r"layers\.(?P<layer>\d+)\.self_att",
-        heads="layers.0.self_att.att.num_heads",
-        classes=("speechbrain.lobes.models.transformer.Transformer.TransformerEncoder",),
-        **_SPEECHBRAIN,
+        classes=(_TRANSFORMER,),
+        **_REGULAR,
     ),
     Architecture(
         "SpeechBrain's Conformer",
         layer=r"layers\.(?P<layer>\d+)\.mha_layer",
-        heads="layers.0.mha_layer.att.num_heads",
-        classes=(
-            "speechbrain.lobes.models.transformer.Conformer.ConformerEncoder",
-            "speechbrain.lobes.models.transformer.Branchformer.BranchformerEncoder",
-        ),
-        **_SPEECHBRAIN,
+        classes=(_CONFORMER, _BRANCHFORMER),
+        **_REGULAR,
+    ),
+    Architecture(
+        "SpeechBrain's RelPosMHAXL",
+        attention=("speechbrain.nnet.attention.RelPosMHAXL",),
+        **_BY_HEAD,
+    ),
+    Architecture(
+        "SpeechBrain's RoPEMHA",
+        attention=("speechbrain.nnet.attention.RoPEMHA",),
+        **_BY_HEAD,
     ),
 )
+
+WITHOUT_ATTENTION = {
+    "speechbrain.nnet.hypermixing.HyperMixing": (
+        "is SpeechBrain's HyperMixing, which mixes frames without query, key and value: there is "
+        "nothing that a merge could replace. Build the encoder with 'attention_type: RelPosMHAXL', "
+        "'RoPEMHA' or 'regularMHA'"
+    ),
+}
+"""Classes that stand where attention would, and what a message says of them."""
 
 # --- text
 
@@ -172,6 +239,56 @@ TEXT = (
     ),
 )
 
+# Decoders that read on from left to right. Several heads of the query share one of key and value.
+_DECODER: dict[str, Any] = {
+    "layer": r"layers\.(?P<layer>\d+)\.self_attn",
+    "names": _names("q_proj", "k_proj", "v_proj", "o_proj"),
+    "kv_heads": "num_key_value_heads",
+    "roles": ("donor",),
+}
+_NORMED = {"note": "the norms that the donor has on its queries and keys, behind the projections"}
+
+DECODERS = (
+    Architecture("Llama", ("llama", "mistral"), **_DECODER),
+    Architecture("Qwen2", ("qwen2",), **_DECODER),
+    Architecture("Qwen3", ("qwen3",), **_DECODER, **_NORMED),
+    Architecture("Gemma", ("gemma", "gemma2"), **_DECODER, scale="query_pre_attn_scalar"),
+    Architecture("Gemma 3", ("gemma3_text",), **_DECODER, **_NORMED, scale="query_pre_attn_scalar"),
+    Architecture(
+        "GPT-2",
+        ("gpt2",),
+        r"h\.(?P<layer>\d+)\.attn",
+        {"output": ("c_proj",)},
+        heads="n_head",
+        fused={"c_attn": QKV},
+        transposed=True,
+        requires={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+        roles=("donor",),
+    ),
+)
+
+# Encoders of models that also decode, whose decoder's self-attention has the same names.
+ENCODERS = (
+    # Its query was trained with the scale in it: it starts smaller by that than the key.
+    Architecture(
+        "T5's encoder",
+        ("t5", "mt5", "umt5"),
+        r"encoder\.block\.(?P<layer>\d+)\.layer\.0\.SelfAttention",
+        _names("q", "k", "v", "o"),
+        heads="num_heads",
+        scale="none",
+        roles=("donor",),
+    ),
+    Architecture(
+        "M2M-100's and NLLB's encoder",
+        ("m2m_100",),
+        r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
+        _PROJ,
+        heads="encoder_attention_heads",
+        roles=("donor",),
+    ),
+)
+
 # --- vision, and text with vision
 
 _TWO_TOWERS: dict[str, Any] = {
@@ -222,4 +339,4 @@ VISION = (
     ),
 )
 
-ROWS = (*SPEECH, *SPEECHBRAIN, *TEXT, *VISION)
+ROWS = (*SPEECH, *SPEECHBRAIN, *TEXT, *DECODERS, *ENCODERS, *VISION)
