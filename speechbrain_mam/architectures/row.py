@@ -7,6 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ROLES = ("target", "donor")
+QKV = ("query", "key", "value")
+
+
+def named(query: str, key: str, value: str, output: str) -> dict[str, tuple[str, ...]]:
+    """The ``names`` of a row; of each projection several, with blanks between them.
+
+    Example
+    -------
+    >>> named("q query", "k", "v", "o")["query"]
+    ('q', 'query')
+    """
+    several = zip((*QKV, "output"), (query, key, value, output), strict=True)
+    return {projection: tuple(names.split()) for projection, names in several}
+
+
+PROJ = named("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 @dataclass(frozen=True)

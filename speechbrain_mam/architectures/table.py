@@ -1,36 +1,27 @@
 """The rows of the table of architectures: what each family calls its self-attention.
 
-Names were read off live models and files of transformers 4.57 and 5; where versions differ, a row
-has several names.
+Models of text are in :mod:`speechbrain_mam.architectures.text_rows`. Names were read off live models
+and files of transformers 4.57 and 5; where versions differ, a row has several names.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from speechbrain_mam.architectures.row import Architecture
-
-QKV = ("query", "key", "value")
-
-
-def _names(query: str, key: str, value: str, output: str) -> dict[str, tuple[str, ...]]:
-    named = zip((*QKV, "output"), (query, key, value, output), strict=True)
-    return {projection: tuple(names.split()) for projection, names in named}
-
-
-_PROJ = _names("q_proj", "k_proj", "v_proj", "out_proj")
+from speechbrain_mam.architectures.row import PROJ, QKV, Architecture, named
+from speechbrain_mam.architectures.text_rows import DECODERS, ENCODERS, TEXT
 
 # --- speech and audio
 
 _WAV2VEC2: dict[str, Any] = {
     "layer": r"encoder\.layers\.(?P<layer>\d+)\.attention",
-    "names": _PROJ,
+    "names": PROJ,
     "front": ("feature_extractor", "feature_projection", "encoder.pos_conv_embed"),
 }
 
 _PARAKEET: dict[str, Any] = {
     "layer": r"layers\.(?P<layer>\d+)\.self_attn",
-    "names": _names("q_proj", "k_proj", "v_proj", "o_proj"),
+    "names": named("q_proj", "k_proj", "v_proj", "o_proj"),
     "front": ("subsampling", "encode_positions"),
 }
 
@@ -38,7 +29,7 @@ _PARAKEET: dict[str, Any] = {
 # transformers 5 says `layers.0.attention.q_proj` (DINOv2: `encoder.layer.0.attention.q_proj`).
 _VIT: dict[str, Any] = {
     "layer": r"(?:encoder\.layer|layers)\.(?P<layer>\d+)\.attention",
-    "names": _names(
+    "names": named(
         "attention.query q_proj",
         "attention.key k_proj",
         "attention.value v_proj",
@@ -57,28 +48,28 @@ SPEECH = (
         "wav2vec2-BERT",
         ("wav2vec2-bert",),
         r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
-        _names("linear_q", "linear_k", "linear_v", "linear_out"),
+        named("linear_q", "linear_k", "linear_v", "linear_out"),
         front=("feature_projection", "encoder.embed_positions"),
     ),
     Architecture(
         "wav2vec2-Conformer",
         ("wav2vec2-conformer",),
         r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
-        _names("linear_q", "linear_k", "linear_v", "linear_out"),
+        named("linear_q", "linear_k", "linear_v", "linear_out"),
         front=(*_WAV2VEC2["front"], "encoder.embed_positions"),
     ),
     Architecture(
         "SEW",
         ("sew",),
         r"encoder\.layers\.(?P<layer>\d+)\.attention",
-        _PROJ,
+        PROJ,
         front=(*_WAV2VEC2["front"], "layer_norm", "encoder.pool"),
     ),
     Architecture(
         "Moonshine's encoder",
         ("moonshine",),
         r"(?<!decoder\.)layers\.(?P<layer>\d+)\.self_attn",
-        _names("q_proj", "k_proj", "v_proj", "o_proj"),
+        named("q_proj", "k_proj", "v_proj", "o_proj"),
         heads="encoder_num_attention_heads",
         front=("conv1", "conv2", "conv3", "groupnorm"),
     ),
@@ -94,7 +85,7 @@ SPEECH = (
         "Whisper's encoder",
         ("whisper",),
         r"(?<!decoder\.)layers\.(?P<layer>\d+)\.self_attn",
-        _PROJ,
+        PROJ,
         heads="encoder_attention_heads",
         front=("conv1", "conv2"),
     ),
@@ -112,7 +103,7 @@ SPEECH = (
         "BEATs",
         ("speechbrain/beats",),
         r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
-        _PROJ,
+        PROJ,
         heads="cfg.encoder_attention_heads",
         classes=("speechbrain.lobes.models.beats.BEATs",),
         front=("filter_banks", "patch_embedding", "post_extract_proj", "encoder.pos_conv"),
@@ -182,118 +173,11 @@ WITHOUT_ATTENTION = {
 }
 """Classes that stand where attention would, and what a message says of them."""
 
-# --- text
-
-_BERT: dict[str, Any] = {
-    "layer": r"encoder\.layer\.(?P<layer>\d+)\.attention",
-    "names": _names("self.query", "self.key", "self.value", "output.dense"),
-}
-
-TEXT = (
-    Architecture("BERT", ("bert",), **_BERT),
-    Architecture("RoBERTa", ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"), **_BERT),
-    Architecture("data2vec text", ("data2vec-text",), **_BERT),
-    Architecture("ELECTRA", ("electra",), **_BERT),
-    Architecture(
-        "DistilBERT",
-        ("distilbert",),
-        r"transformer\.layer\.(?P<layer>\d+)\.attention",
-        _names("q_lin", "k_lin", "v_lin", "out_lin"),
-        heads="n_heads",
-    ),
-    Architecture(
-        "ALBERT",
-        ("albert",),
-        r"encoder\.albert_layer_groups\.(?P<group>\d+)\.albert_layers\.(?P<layer>\d+)\.attention",
-        _names("query", "key", "value", "dense"),
-        repeats="num_hidden_layers",
-        roles=("donor",),
-    ),
-    Architecture(
-        "DeBERTa",
-        ("deberta",),
-        r"encoder\.layer\.(?P<layer>\d+)\.attention",
-        {"output": ("output.dense",)},
-        interleaved={"self.in_proj": QKV},
-        biases={"query": "self.q_bias", "value": "self.v_bias"},
-        roles=("donor",),
-    ),
-    Architecture(
-        "DeBERTa v2/v3",
-        ("deberta-v2",),
-        r"encoder\.layer\.(?P<layer>\d+)\.attention",
-        _names("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
-    ),
-    Architecture(
-        "MPNet",
-        ("mpnet",),
-        r"encoder\.layer\.(?P<layer>\d+)\.attention\.attn",
-        _names("q", "k", "v", "o"),
-    ),
-    Architecture(
-        "ModernBERT",
-        ("modernbert",),
-        r"layers\.(?P<layer>\d+)\.attn",
-        {"output": ("Wo",)},
-        fused={"Wqkv": QKV},
-    ),
-)
-
-# Decoders that read on from left to right. Several heads of the query share one of key and value.
-_DECODER: dict[str, Any] = {
-    "layer": r"layers\.(?P<layer>\d+)\.self_attn",
-    "names": _names("q_proj", "k_proj", "v_proj", "o_proj"),
-    "kv_heads": "num_key_value_heads",
-    "roles": ("donor",),
-}
-_NORMED = {"note": "the norms that the donor has on its queries and keys, behind the projections"}
-
-DECODERS = (
-    Architecture("Llama", ("llama", "mistral"), **_DECODER),
-    Architecture("Qwen2", ("qwen2",), **_DECODER),
-    Architecture("Qwen3", ("qwen3",), **_DECODER, **_NORMED),
-    Architecture("Gemma", ("gemma", "gemma2"), **_DECODER, scale="query_pre_attn_scalar"),
-    Architecture("Gemma 3", ("gemma3_text",), **_DECODER, **_NORMED, scale="query_pre_attn_scalar"),
-    Architecture(
-        "GPT-2",
-        ("gpt2",),
-        r"h\.(?P<layer>\d+)\.attn",
-        {"output": ("c_proj",)},
-        heads="n_head",
-        fused={"c_attn": QKV},
-        transposed=True,
-        requires={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
-        roles=("donor",),
-    ),
-)
-
-# Encoders of models that also decode, whose decoder's self-attention has the same names.
-ENCODERS = (
-    # Its query was trained with the scale in it: it starts smaller by that than the key.
-    Architecture(
-        "T5's encoder",
-        ("t5", "mt5", "umt5"),
-        r"encoder\.block\.(?P<layer>\d+)\.layer\.0\.SelfAttention",
-        _names("q", "k", "v", "o"),
-        heads="num_heads",
-        scale="none",
-        roles=("donor",),
-    ),
-    Architecture(
-        "M2M-100's and NLLB's encoder",
-        ("m2m_100",),
-        r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
-        _PROJ,
-        heads="encoder_attention_heads",
-        roles=("donor",),
-    ),
-)
-
 # --- vision, and text with vision
 
 _TWO_TOWERS: dict[str, Any] = {
     "layer": r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
-    "names": _PROJ,
+    "names": PROJ,
     "towers": {"text": "text_model", "vision": "vision_model"},
 }
 
@@ -305,7 +189,7 @@ VISION = (
         "DINOv3",
         ("dinov3_vit",),
         r"layer\.(?P<layer>\d+)\.attention",
-        _names("q_proj", "k_proj", "v_proj", "o_proj"),
+        named("q_proj", "k_proj", "v_proj", "o_proj"),
     ),
     Architecture(
         "ViT (timm)",
