@@ -178,7 +178,9 @@ def test_heads_that_are_wider_than_the_model_are_refused(tmp_path):
 
 
 def test_shapes_alone_tell_the_heads_of_key():
-    shapes = {f"layers.0.self_attn.{p}_proj.weight": (n, 8) for p, n in zip("qkv", (8, 2, 2))}
+    shapes = {
+        f"layers.0.self_attn.{p}_proj.weight": (n, 8) for p, n in zip("qkv", (8, 2, 2), strict=True)
+    }
     row = architecture("llama")
     ref = index_attention(shapes, row, 4).tensors[0, "value", "weight"]
     assert (ref.part.blocks, ref.part.repeats) == (1, 4)
@@ -263,7 +265,7 @@ def test_t5s_query_starts_smaller_than_its_key_by_the_scale():
     options = {"vocab_size": 8, "d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 8}
     model = transformers.T5EncoderModel(transformers.T5Config(**options, num_layers=1))
     attention = model.encoder.block[0].layer[0].SelfAttention
-    ratio = attention.k.weight.std() / attention.q.weight.std()
+    ratio = attention.k.weight.detach().std() / attention.q.weight.detach().std()
     assert float(ratio) == pytest.approx(math.sqrt(16), rel=0.05)
 
 

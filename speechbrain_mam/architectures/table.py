@@ -1,7 +1,7 @@
 """The rows of the table of architectures: what each family calls its self-attention.
 
-Models of text are in :mod:`speechbrain_mam.architectures.text_rows`. Names were read off live models
-and files of transformers 4.57 and 5; where versions differ, a row has several names.
+Models of text are in :mod:`speechbrain_mam.architectures.text_rows`. Names were read off live
+models and files of transformers 4.57 and 5; where versions differ, a row has several names.
 """
 
 from __future__ import annotations

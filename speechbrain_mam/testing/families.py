@@ -56,10 +56,10 @@ GEMMA = {**GROUPED, "head_dim": 2}
 GPT2 = {"vocab_size": 16, "n_positions": 16, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
 T5 = {"vocab_size": 16, "d_model": WIDTH, "d_kv": 4, "d_ff": 8, "num_layers": LAYERS}
 T5 |= {"num_decoder_layers": 3, "num_heads": HEADS, "decoder_start_token_id": 0}
-M2M: dict[str, Any] = {
-    name: WHISPER[name] for name in WHISPER if not name.startswith(("num_", "max_"))
-}
-M2M |= {"max_position_embeddings": 16, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+M2M: dict[str, Any] = {**WHISPER, "max_position_embeddings": 16}
+M2M |= {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+for _name in ("num_mel_bins", "max_source_positions", "max_target_positions"):
+    del M2M[_name]
 IMAGE = {**BASE, "image_size": 16, "patch_size": 8}
 TOWERS = {"text_config": dict(TEXT), "vision_config": dict(IMAGE)}
 PATCHES = {**BASE, "patch_size": 8, "num_patches": 4}
