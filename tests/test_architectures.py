@@ -217,6 +217,7 @@ def test_deberta_is_taken_apart_as_the_model_does_it(deberta):
     model, folder = deberta
     donor = Donor(folder)
     assert (donor.index.num_layers, donor.index.heads, donor.index.hidden_size) == (2, 2, 8)
+    assert donor.index.scale == pytest.approx(3**-0.5)  # its scores have three terms
     assert len(donor.index.tensors) == 2 * (4 + 3)
     assert (0, "key", "bias") not in donor.index.tensors
     hidden = torch.randn(1, 5, WIDTH)

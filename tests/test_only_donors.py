@@ -154,9 +154,20 @@ def test_as_many_heads_of_key_as_of_query_are_as_they_are(tmp_path):
     assert all(ref.part is None for ref in donor.index.tensors.values())
 
 
+@pytest.mark.parametrize("value", [0, -1, "x", [2], float("inf")])
+def test_a_scale_that_is_none_is_refused(value, tmp_path):
+    save(tmp_path, "Gemma2Model")
+    file = tmp_path / "config.json"
+    change = {"query_pre_attn_scalar": value}
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(MAMError, match=r"expected a number above 0 as 'query_pre_attn_scalar'"):
+        Donor(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        ({"num_key_value_heads": ["x"]}, r"k_proj\.weight' .* says there are \['x'\]"),
         ({"num_key_value_heads": 4}, r"k_proj\.weight' .* says there are 4"),
         ({"num_attention_heads": 8}, r"says there are 2"),
         ({"num_attention_heads": 3}, r"3 attention heads do not divide the width 8"),
@@ -214,6 +225,34 @@ def test_gemma_says_its_scale_itself(tmp_path):
     assert {(e.projection, e.donor_factor) for e in plan.entries} == {
         ("query", 0.5), ("key", 1.0), ("value", 1.0)
     }  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("terms", ["c2p|p2c", ["p2c"], None])
+def test_deberta_divides_by_its_terms_too(terms, tmp_path):
+    """Without anything of positions to add, q·k alone tells what it is divided by."""
+    count = 1 if terms is None else 3 if "c2p" in terms else 2
+    family = next(family for family in FAMILIES if family.row == "DeBERTa v2/v3")
+    options = {"relative_attention": True, "position_buckets": 4, "share_att_key": True}
+    config = transformers.DebertaV2Config(**family.options, **options, pos_att_type=terms)
+    model = transformers.DebertaV2Model(config).eval()
+    randomise(model)
+    model.encoder.rel_embeddings.weight.zero_()
+    for layer in model.encoder.layer:
+        layer.attention.self.query_proj.bias.zero_()
+        layer.attention.self.key_proj.bias.zero_()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"  # as it is published
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pos_att_type": terms}))
+    donor = Donor(tmp_path)
+    assert donor.index.scale == find_attention(model).scale == pytest.approx(count**-0.5)
+    kept = []
+    layer = model.encoder.layer[0].attention
+    layer.self.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+    layer.output.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+    family.run(model)
+    mixed = by_hand(layer.self, {"x": kept[0]}, donor, 0, causal=False)
+    torch.testing.assert_close(mixed, kept[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ Example
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from speechbrain_mam.architectures.names import (
     Names,
@@ -36,6 +37,8 @@ from speechbrain_mam.errors import MAMError
 
 PROJECTIONS = ("query", "key", "value", "output")
 KINDS = ("weight", "bias")
+POSITION_TERMS = ("c2p", "p2c")
+"""Terms that DeBERTa's scores may have beside q·k; their number is in the divisor."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,7 @@ def index_attention(
     heads: int | None,
     where: str = "the model",
     repeats: int | None = None,
-    kv_heads: int | None = None,
-    scale_of: float | None = None,
+    told: Callable[[str], Any] = lambda key: None,
 ) -> AttentionIndex:
     """Find query, key, value (and output) among named tensors.
 
@@ -86,10 +88,9 @@ def index_attention(
         What the messages call the model: a file, a module.
     repeats : int, optional
         How many times layers run that the model has once, for a row with ``repeats``.
-    kv_heads : int, optional
-        Number of heads of key and value, for a row with ``kv_heads``. None takes the shapes' word.
-    scale_of : float, optional
-        The n of 1/√n, for a row whose ``scale`` is a key of the configuration.
+    told : callable
+        What the configuration says under a key, None where it says nothing: for a row with
+        ``kv_heads``, ``terms``, or a ``scale`` that is a key.
 
     Returns
     -------
@@ -143,6 +144,7 @@ def index_attention(
     hidden_size = first.shape[0]
     heads = _heads(row, heads, hidden_size, where)
     if row.kv_heads:
+        kv_heads = told(row.kv_heads)
         for key, ref in tensors.items():
             if key[1] in ("key", "value") and ref.shape:
                 tensors[key] = repeated(ref, hidden_size, heads, kv_heads, row.kv_heads, where)
@@ -153,7 +155,7 @@ def index_attention(
                 f"{where}: '{ref.name}' has shape {list(ref.shape)}, expected {list(expected)} "
                 f"as in layer 0"
             )
-    scale = _scale(row, hidden_size, heads, scale_of)
+    scale = _scale(row, hidden_size, heads, told, where)
     return AttentionIndex(row, len(places), heads, hidden_size, prefix, tensors, scale)
 
 
@@ -167,11 +169,18 @@ def _heads(row: Architecture, told: int | None, hidden_size: int, where: str) ->
     return heads
 
 
-def _scale(row: Architecture, hidden_size: int, heads: int, scale_of: float | None) -> float:
+def _scale(
+    row: Architecture, hidden_size: int, heads: int, told: Callable[[str], Any], where: str
+) -> float:
     """What scores are multiplied with, over 1/√(width of a head)."""
     width = hidden_size // heads
-    n = {"head": width, "model": hidden_size, "none": 1}.get(row.scale, scale_of)
-    return 1.0 if n is None else math.sqrt(width / n)
+    known = {"head": width, "model": hidden_size, "none": 1}
+    n = known[row.scale] if row.scale in known else told(row.scale)
+    n = width if n is None else n
+    if not isinstance(n, (int, float)) or not 0 < n < math.inf:
+        raise MAMError(f"{where}: expected a number above 0 as '{row.scale}', got {n!r}")
+    terms = str(told(row.terms)).lower() if row.terms else ""  # a list, or one string
+    return math.sqrt(width / n / (1 + sum(name in terms for name in POSITION_TERMS)))
 
 
 def _places(

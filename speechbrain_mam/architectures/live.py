@@ -69,10 +69,13 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
     shapes, tower = choose_tower(shapes, row, None, what)
     source: Any = sources[path] or (owner if row.classes else owner.config)
     source = getattr(source, f"{tower}_config", source)
-    heads = _number(source, row.heads)
-    scale_of = _number(source, row.scale_key) if row.scale_key else None
+    heads = _told(source, row.heads)
     index = index_attention(
-        shapes, row, None if heads is None else int(heads), what, scale_of=scale_of
+        shapes,
+        row,
+        None if heads is None else int(heads),
+        what,
+        told=lambda key: _told(source, key),
     )
     parameters = dict(target.named_parameters())
     for (_, projection, _), ref in index.tensors.items():
@@ -106,7 +109,7 @@ def _classes(module: torch.nn.Module) -> set[str]:
     return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
 
 
-def _number(source: Any, key: str) -> Any:
+def _told(source: Any, key: str) -> Any:
     for step in key.split("."):
         source = getattr(source, step, None)
     return source

@@ -68,6 +68,9 @@ class Architecture:
         ``model`` 1/√(width of the model), ``none`` is 1, and anything else the configuration's key
         of an n in 1/√n. Where two models differ in it, the donor's query is scaled
         (:func:`~speechbrain_mam.merging.planner.make_plan`).
+    terms : str
+        Where the configuration names the terms of positions (``c2p``, ``p2c``) that scores have
+        beside q·k: with n of them, all are divided by √(n + 1) too.
     requires : dict
         What the configuration must say for the row to hold, if it says anything of these keys.
     biases : dict
@@ -109,6 +112,7 @@ class Architecture:
     transposed: bool = False
     kv_heads: str = ""
     scale: str = "head"
+    terms: str = ""
     requires: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, str] = field(default_factory=dict)
     heads_of_width: Mapping[int, int] = field(default_factory=dict)
@@ -118,11 +122,6 @@ class Architecture:
     reads_weight: bool = False
     front: tuple[str, ...] = ()
     note: str = ""
-
-    @property
-    def scale_key(self) -> str | None:
-        """The configuration's key that ``scale`` is, or None."""
-        return None if self.scale in ("head", "model", "none") else self.scale
 
     @property
     def projections(self) -> tuple[str, ...]:

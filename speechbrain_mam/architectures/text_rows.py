@@ -41,6 +41,7 @@ TEXT = (
         {"output": ("output.dense",)},
         interleaved={"self.in_proj": QKV},
         biases={"query": "self.q_bias", "value": "self.v_bias"},
+        terms="pos_att_type",
         roles=("donor",),
     ),
     Architecture(
@@ -48,6 +49,7 @@ TEXT = (
         ("deberta-v2",),
         r"encoder\.layer\.(?P<layer>\d+)\.attention",
         named("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
+        terms="pos_att_type",
     ),
     Architecture(
         "MPNet",

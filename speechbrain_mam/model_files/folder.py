@@ -141,19 +141,19 @@ class ModelFolder:
 
     def number(self, key: str, tower: str | None = None) -> int | None:
         """A whole number in the configuration, with dots between the steps; None if not told."""
-        told = self._told(key, tower, int)
-        return None if told is None else int(told)
+        found = self._told(key, tower, _UNTOLD)
+        if found is _UNTOLD:
+            return None
+        if not isinstance(found, int):
+            raise MAMError(f"'{self.path}': expected a number as '{key}', got {found!r}")
+        return found
 
-    def _told(self, key: str, tower: str | None, kind: type[int] | type[float]) -> float | None:
+    def _told(self, key: str, tower: str | None, untold: Any = None) -> Any:
         inner = self.config.get(f"{tower}_config")
         found: Any = inner if isinstance(inner, dict) else self.config
         for step in key.split("."):
-            found = found.get(step, _UNTOLD) if isinstance(found, dict) else _UNTOLD
-        if found is _UNTOLD:
-            return None
-        if not isinstance(found, (int, kind)):
-            raise MAMError(f"'{self.path}': expected a number as '{key}', got {found!r}")
-        return found if kind is int or found > 0 else None
+            found = found.get(step, untold) if isinstance(found, dict) else untold
+        return found
 
     def _attention(self, role: str, tower: str | None) -> AttentionIndex:
         row, where = self.row(), f"'{self.path}'"
@@ -172,8 +172,7 @@ class ModelFolder:
             self.number(row.heads, tower),
             where,
             repeats,
-            kv_heads=self.number(row.kv_heads, tower) if row.kv_heads else None,
-            scale_of=self._told(row.scale_key, tower, float) if row.scale_key else None,
+            told=lambda key: self._told(key, tower),
         )
         width = self.number("hidden_size", tower)
         if width not in (None, index.hidden_size):
