@@ -305,14 +305,25 @@ def speechbrain_encoder(kind: str, attention: str = "regularMHA") -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("kind", ["transformer", "conformer", "branchformer"])
-def test_speechbrains_encoders(kind, bert_donor):
-    model = speechbrain_encoder(kind)
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [
+        *((kind, "regularMHA") for kind in ("transformer", "conformer", "branchformer")),
+        *((kind, "RelPosMHAXL") for kind in ("transformer", "conformer", "branchformer")),
+        *((kind, "RoPEMHA") for kind in ("transformer", "conformer")),
+    ],
+)
+def test_speechbrains_encoders(kind, attention, bert_donor):
+    model = speechbrain_encoder(kind, attention)
     index = find_attention(model)  # and nothing of the decoder
     assert (index.num_layers, index.heads, index.hidden_size) == (LAYERS, HEADS, WIDTH)
-    assert len(index.tensors) == LAYERS * 8 and index.prefix == "encoder."
-    key = index.tensors[1, "key", "bias"]
-    assert (key.name.rpartition(".")[2], key.rows) == ("in_proj_bias", (8, 16))
+    assert index.prefix == "encoder."
+    if attention == "regularMHA":
+        assert len(index.tensors) == LAYERS * 8
+        key = index.tensors[1, "key", "bias"]
+        assert (key.name.rpartition(".")[2], key.rows) == ("in_proj_bias", (8, 16))
+    else:
+        assert len(index.tensors) == LAYERS * 5  # no bias but the output's
     frames = torch.randn(1, 7, 6)
     check_computation(model, index, lambda: model.encode(frames))
     assert find_attention(model.encoder).num_layers == LAYERS
