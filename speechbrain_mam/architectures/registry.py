@@ -66,7 +66,7 @@ def nearest_model_types(model_type: str) -> str:
 
     Example
     -------
-    >>> nearest_model_types("hubert2"), nearest_model_types("gpt")
+    >>> nearest_model_types("hubert2"), nearest_model_types("rwkv")
     ("; did you mean 'hubert'?", '')
     """
     near = difflib.get_close_matches(model_type, known_model_types(), n=3, cutoff=0.75)
