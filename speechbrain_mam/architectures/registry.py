@@ -28,6 +28,7 @@ class SupportedModel(NamedTuple):
     roles: tuple[str, ...]
     fused: bool
     towers: tuple[str, ...]
+    attention: tuple[str, ...] = ()
 
 
 def architecture(model_type: str | None) -> Architecture:
@@ -187,6 +188,7 @@ def supported_models() -> list[SupportedModel]:
             row.roles,
             bool(row.fused or row.interleaved),
             tuple(row.towers),
+            row.attention,
         )
         for row in ARCHITECTURES
     ]
