@@ -385,6 +385,21 @@ def test_each_family_learns_is_folded_and_exported(family, bert_donor, tmp_path)
         torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TARGETS, ids=str)
+def test_each_family_is_merged_on_disk_as_live(family, bert_donor, tmp_path):
+    model, index = built(family)
+    model.save_pretrained(tmp_path / "target")
+    donor = str(bert_donor.folder.path)
+    options = ["--lam", "0.7", "--bias", "where_both", "--out", str(tmp_path / "out")]
+    assert main(["merge", str(tmp_path / "target"), donor, *options]) == 0
+    plan = make_plan(index, bert_donor.index, lam=0.7, bias="where_both")
+    Merge(model, plan, bert_donor)
+    merged = dict(type(model).from_pretrained(tmp_path / "out").named_parameters())
+    for entry in plan.entries:
+        assert torch.equal(merged[entry.target], model.get_parameter(entry.target)), entry.target
+
+
 def learn_and_fold(model: nn.Module, index: AttentionIndex, donor: Donor, run) -> None:
     """λ = 1 changes nothing; λ < 1 has gradients; folded, it is the same without λ."""
     names = set(model.state_dict())

@@ -4,19 +4,25 @@ Attention is computed here once more, by the formula, from the Q, K and V that t
 """
 
 import copy
+import json
 import math
 
 import pytest
 import torch
 from conftest import save_bert
+from safetensors.torch import load_file, save_file
 from speechbrain.lobes.models.transformer.Branchformer import BranchformerEncoder
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from speechbrain.lobes.models.transformer.Transformer import TransformerEncoder
 from speechbrain.nnet.attention import RelPosMHAXL, RoPEMHA
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from speechbrain_mam import Donor, LearnableMAM, Merge, find_attention, make_plan
 from speechbrain_mam.architectures.parts import Part, TensorRef
+from speechbrain_mam.architectures.registry import ARCHITECTURES, register_architecture
+from speechbrain_mam.architectures.row import QKV, Architecture
+from speechbrain_mam.cli import main
 from speechbrain_mam.merging.alignment import align_layer
 from speechbrain_mam.testing.families import randomise
 
@@ -247,6 +253,52 @@ def test_heads_are_matched_by_what_they_hold(donor):
     assert all(torch.equal(aligned[key], ours[key]) for key in ours)
     plan = make_plan(index, donor.index, align="heads", lam=0.5)
     Merge(model, plan, donor)  # in which the same is done
+
+
+class ByHead(nn.Module):
+    """Of one's own: a linear layer that is called, with its biases head by head too."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.config = PretrainedConfig(num_attention_heads=HEADS)
+        self.config.model_type = "by-head"
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"qkv": nn.Linear(WIDTH, 3 * WIDTH)}) for _ in range(2)
+        )
+
+
+def test_a_row_of_ones_own_live_learned_and_on_disk(donor, tmp_path):
+    row = Architecture(
+        "By head", ("by-head",), r"blocks\.(?P<layer>\d+)", {}, interleaved={"qkv": QKV}
+    )
+    register_architecture(row)
+    try:
+        model, learned = ByHead(), ByHead()
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        config = {"model_type": "by-head", "num_attention_heads": HEADS}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        out = tmp_path / "out"
+        options = ["--lam", "0.3", "--out", str(out)]
+        assert main(["merge", str(tmp_path), str(donor.folder.path), *options]) == 0
+        plan = make_plan(find_attention(model), donor.index, lam=0.3)
+        assert len(plan.entries) == 2 * 6 and plan.entries[0].donor_factor == 1
+        Merge(model, plan, donor)
+        LearnableMAM(learned, plan, donor).fold()
+    finally:
+        ARCHITECTURES.remove(row)
+    written = load_file(out / "model.safetensors")
+    for name, plain in ByHead().state_dict().items():
+        layer, kind = int(name.split(".")[1]), name.rpartition(".")[2]
+        expected = plain.clone()
+        for j, projection in enumerate(QKV):
+            theirs = donor.tensor((layer, projection, kind))
+            for head in range(HEADS):
+                at = slice((3 * head + j) * SIZE, (3 * head + j + 1) * SIZE)
+                expected[at] = 0.3 * plain[at] + 0.7 * theirs[SIZE * head : SIZE * (head + 1)]
+        torch.testing.assert_close(written[name], expected)
+        assert torch.equal(written[name], model.state_dict()[name])
+        torch.testing.assert_close(learned.state_dict()[name], expected)
 
 
 def test_parts_read_what_they_write():
