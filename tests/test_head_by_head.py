@@ -275,12 +275,13 @@ def test_a_row_of_ones_own_live_learned_and_on_disk(donor, tmp_path):
     register_architecture(row)
     try:
         model, learned = ByHead(), ByHead()
-        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        folder, out = tmp_path / "target", tmp_path / "out"
+        folder.mkdir()
+        save_file(model.state_dict(), folder / "model.safetensors")
         config = {"model_type": "by-head", "num_attention_heads": HEADS}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        out = tmp_path / "out"
+        (folder / "config.json").write_text(json.dumps(config))
         options = ["--lam", "0.3", "--out", str(out)]
-        assert main(["merge", str(tmp_path), str(donor.folder.path), *options]) == 0
+        assert main(["merge", str(folder), str(donor.folder.path), *options]) == 0
         plan = make_plan(find_attention(model), donor.index, lam=0.3)
         assert len(plan.entries) == 2 * 6 and plan.entries[0].donor_factor == 1
         Merge(model, plan, donor)
