@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from torch import Tensor, nn
 
-from speechbrain_mam import Donor, MAMError, Merge, find_attention, make_plan
+from speechbrain_mam import MAM, Donor, MAMError, Merge, find_attention, make_plan
 from speechbrain_mam.architectures.index import index_attention
 from speechbrain_mam.architectures.registry import architecture, register_architecture
 from speechbrain_mam.architectures.row import Architecture, named
@@ -294,6 +294,23 @@ def test_a_merge_does_not_hang_on_where_the_donor_has_its_scale(options, attenti
         plan = make_plan(find_attention(target), donor.index, 0.3, bias="keep", **options)
         Merge(target, plan, donor)
         merged.append({e.target: target.get_parameter(e.target).detach() for e in plan.entries})
+    for name, tensor in merged[0].items():
+        torch.testing.assert_close(merged[1][name], tensor)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("learnable", [False, True])
+def test_several_donors_of_several_scales_are_brought_to_one(learnable, order, tmp_path):
+    sizes = {"hidden_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 2}
+    bert = Donor(save_bert(tmp_path / "bert", **sizes, intermediate_size=8))
+    both = (bert, as_t5(bert, tmp_path / "t5"))
+    merged = []
+    for donor in (bert, [both[i] for i in order]):
+        model = build_speech_model(**sizes, intermediate_size=8)
+        mam = MAM(model, donor=donor, lam=0.3, learnable=learnable, bias="keep")
+        mam.apply()
+        mam.fold()
+        merged.append({name: p.detach() for name, p in model.named_parameters()})
     for name, tensor in merged[0].items():
         torch.testing.assert_close(merged[1][name], tensor)
 
