@@ -101,7 +101,9 @@ def relative(attention: nn.Module, kept: dict, q: Tensor, k: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", [*ONLY, *SPEECH], ids=str)
+@pytest.mark.parametrize(
+    "family", [*ONLY, *(pytest.param(f, marks=pytest.mark.slow) for f in SPEECH)], ids=str
+)
 def test_attention_by_hand_is_the_models(family, tmp_path):
     model = family.build()
     model.save_pretrained(tmp_path)
@@ -329,7 +331,7 @@ def test_t5s_query_starts_smaller_than_its_key_by_the_scale():
 
 
 @pytest.mark.parametrize("name", ["Qwen2ForCausalLM", "GPT2LMHeadModel", "MT5EncoderModel"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_on_disk_as_live(dtype, name, tmp_path, capsys):
     folder = save(tmp_path / "donor", name)
     file = folder / "model.safetensors"
