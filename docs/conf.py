@@ -96,7 +96,8 @@ def supported_models() -> str:
     rows = [
         (
             row.family,
-            ", ".join(f"`{name}`" for name in (*row.model_types, *row.classes)),
+            ", ".join(f"`{name}`" for name in (*row.model_types, *row.classes))
+            + "".join(f" with `{name}` inside" for name in row.attention),
             ", ".join(row.roles),
             "yes" if row.fused else "",
             ", ".join(row.towers),

@@ -222,7 +222,10 @@ def setup_arguments() -> dict:
     return said
 
 
-WORDS = {"check", "format", "--check", "-W", "--keep-going", "-m", "not slow", "docs/build"}
+WORDS = {
+    *("check", "format", "--check", "-W", "--keep-going", "-m", "not slow", "faults", "-n", "0"),
+    *("-s", "-k", "learnable and kill", "docs/build"),
+}
 """Of linters, pytest and Sphinx, that are no files."""
 
 

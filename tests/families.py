@@ -55,21 +55,25 @@ FAMILIES, TWO_TOWERS = _of_tests(families.FAMILIES), _of_tests(families.TWO_TOWE
 
 
 def part(model: nn.Module, ref: TensorRef) -> Tensor:
-    """A live projection: a parameter, or some rows of one. It shares their memory."""
+    """A live projection: a parameter, or a part of one, heads on top of each other."""
     parameter = model.get_parameter(ref.name).detach()
-    return parameter if ref.rows is None else parameter[slice(*ref.rows)]
+    return parameter if ref.part is None else ref.part.take(parameter)
 
 
 @contextmanager
-def changed(tensors: Sequence[Tensor], change: Callable[[Tensor], Tensor]):
-    """Tensors that are other ones for a while."""
-    before = [tensor.clone() for tensor in tensors]
-    for tensor in tensors:
-        tensor.copy_(change(tensor.clone()))
+def changed(model: nn.Module, refs: Sequence[TensorRef], change: Callable[[Tensor], Tensor]):
+    """Live projections that are other ones for a while."""
+    whole = [model.get_parameter(ref.name).detach() for ref in refs]
+    before = [tensor.clone() for tensor in whole]
+    for ref, tensor in zip(refs, whole, strict=True):
+        if ref.part is None:
+            tensor.copy_(change(tensor.clone()))
+        else:
+            ref.part.put(tensor, change(ref.part.take(tensor).clone()))
     try:
         yield
     finally:
-        for tensor, old in zip(tensors, before, strict=True):
+        for tensor, old in zip(whole, before, strict=True):
             tensor.copy_(old)
 
 
@@ -119,7 +123,7 @@ def check_computation(
 
     def after(layer: int, projection: str, kinds: str, change: Callable) -> list[Tensor]:
         refs = [index.tensors.get((layer, projection, kind)) for kind in kinds.split()]
-        with changed([part(model, ref) for ref in refs if ref is not None], change):
+        with changed(model, [ref for ref in refs if ref is not None], change):
             mixed = mixed_values(model, index, run)
         for other, (ours, theirs) in enumerate(zip(plain, mixed, strict=True)):
             assert torch.equal(ours, theirs) or other >= layer, (layer, projection, kinds)

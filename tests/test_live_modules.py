@@ -23,9 +23,10 @@ WAV = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
 X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
 
 
-def transformer():
+def transformer(**options):
     torch.manual_seed(1)
-    return TransformerEncoder(num_layers=3, nhead=2, d_ffn=32, d_model=16, dropout=0.0).eval()
+    sizes = {"num_layers": 3, "nhead": 2, "d_ffn": 32, "d_model": 16, "dropout": 0.0}
+    return TransformerEncoder(**sizes, **options).eval()
 
 
 def run(model, x=X, wav=WAV):
@@ -45,6 +46,7 @@ TARGETS = {
     "transformer": transformer,
     "hubert": lambda: speech_model("hubert"),
     "wavlm": lambda: speech_model("wavlm"),
+    "by head": lambda: transformer(attention_type="RoPEMHA"),
 }
 CASES = {
     **{name: (name, {}) for name in TARGETS},
@@ -376,8 +378,9 @@ def test_ddp_ignores_every_donor_tensor(mam):
 
 
 @pytest.mark.slow
-def test_compiled(donors):
-    mam = build("hubert", donors)
+@pytest.mark.parametrize("case", ["hubert", "by head"])
+def test_compiled(case, donors):
+    mam = build(case, donors)
     model = mam.target
     run(model).square().sum().backward()
     expected = [lam.grad for lam in mam.live.lams]
@@ -385,7 +388,8 @@ def test_compiled(donors):
         lam.grad = None
     torch._dynamo.reset()
     try:
-        run(torch.compile(model, backend="aot_eager")).square().sum().backward()
+        model.compile(backend="aot_eager")
+        run(model).square().sum().backward()
     finally:
         torch._dynamo.reset()
     for lam, gradient in zip(mam.live.lams, expected, strict=True):

@@ -7,6 +7,7 @@ import pytest
 from conftest import build_speech_model, save_bert
 
 from speechbrain_mam import Donor, MAMError, find_attention, make_plan
+from speechbrain_mam.architectures.parts import Part
 from speechbrain_mam.merging.plan import MergePlan, PlanEntry
 
 
@@ -73,9 +74,9 @@ def test_a_plan_as_it_is_printed():
                          shape=shape, **options)  # fmt: skip
 
     entries = (
-        entry(0, 0.5, target="q0", donor="Q", donor_rows=(0, 8)),
+        entry(0, 0.5, target="q0", donor="Q", donor_part=Part(8, 0, 3)),
         entry(0, 0.5, "bias", target="b0", donor="B"),
-        entry(1, 0.25, target="q1", target_rows=(8, 16), donor="Q", donor_rows=(0, 8)),
+        entry(1, 0.25, target="q1", target_part=Part(8, 1, 3), donor="Q", donor_part=Part(8, 0, 3)),
     )
     plan = MergePlan("hubert", "bert", "HuBERT", "BERT", 2, 1, 2, 4, 8, (0, 0), ("query",), (0, 1),
                      "where_both", "none", entries, donor_width=16,

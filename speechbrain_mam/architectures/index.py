@@ -20,39 +20,25 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from speechbrain_mam.architectures.names import (
     Names,
     closest,
     example_name,
 )
+from speechbrain_mam.architectures.parts import TensorRef as TensorRef
+from speechbrain_mam.architectures.parts import refs_of, repeated
 from speechbrain_mam.architectures.registry import Architecture
 from speechbrain_mam.errors import MAMError
 
-if TYPE_CHECKING:
-    pass
-
 PROJECTIONS = ("query", "key", "value", "output")
 KINDS = ("weight", "bias")
-
-
-@dataclass(frozen=True)
-class TensorRef:
-    """Name and shape of one parameter, live or on disk.
-
-    Where one tensor holds several projections on top of each other, ``rows`` are those of this one
-    (from, up to), and ``shape`` is that of these rows.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    rows: tuple[int, int] | None = None
-
-    def __str__(self) -> str:
-        return self.name if self.rows is None else f"{self.name}[{self.rows[0]}:{self.rows[1]}]"
+POSITION_TERMS = ("c2p", "p2c")
+"""Terms that DeBERTa's scores may have beside q·k; their number is in the divisor."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +47,8 @@ class AttentionIndex:
 
     ``tensors[layer, projection, kind]`` is a :class:`TensorRef`; ``kind`` is ``"weight"``
     (``[hidden, hidden]``, rows are outputs) or ``"bias"`` (``[hidden]``). Layers that share their
-    weights have the same references.
+    weights have the same references. ``scale`` is what the products of query and key are multiplied
+    with, over 1/√(width of a head): 1 in most models.
     """
 
     architecture: Architecture
@@ -70,6 +57,7 @@ class AttentionIndex:
     hidden_size: int
     prefix: str
     tensors: Mapping[tuple[int, str, str], TensorRef] = field(repr=False)
+    scale: float = 1.0
 
     def has(self, projection: str) -> bool:
         """Whether every layer holds this projection's weight."""
@@ -82,10 +70,11 @@ def index_attention(
     heads: int | None,
     where: str = "the model",
     repeats: int | None = None,
+    told: Callable[[str], Any] = lambda key: None,
 ) -> AttentionIndex:
     """Find query, key, value (and output) among named tensors.
 
-    A tensor that holds several projections is one :class:`TensorRef` for each, with its rows.
+    A tensor that holds several projections is one :class:`TensorRef` for each, with its part.
 
     Arguments
     ---------
@@ -99,6 +88,9 @@ def index_attention(
         What the messages call the model: a file, a module.
     repeats : int, optional
         How many times layers run that the model has once, for a row with ``repeats``.
+    told : callable
+        What the configuration says under a key, None where it says nothing: for a row with
+        ``kv_heads``, ``terms``, or a ``scale`` that is a key.
 
     Returns
     -------
@@ -107,21 +99,15 @@ def index_attention(
     Raises
     ------
     MAMError
-        If nothing matches (the closest names are shown), if layers are missing or unequal, if two
-        encoders are found, or if projections lie head by head in one tensor.
+        If nothing matches (the closest names are shown), if layers are missing or unequal, or if
+        two encoders are found.
     """
     names = Names(row)
     found: dict[str, dict[tuple[tuple[int, int], str, str], TensorRef]] = {}
     for name, shape in shapes.items():
         if (match := names.match(name)) is None:
             continue
-        if match.interleaved:
-            hint = f": {row.hint}" if row.hint else ", but only be a donor, read from its folder"
-            raise MAMError(
-                f"{where}: '{name}' holds {', '.join(match.projections)} head by head, so that no "
-                f"rows of it are one projection; it cannot be merged{hint}"
-            )
-        refs = _refs(name, tuple(shape), match.projections, where)
+        refs = refs_of(name, tuple(shape), match, row, heads or 0, where)
         found.setdefault(match.prefix, {}).update(
             {(match.place, p, match.kind): ref for p, ref in refs.items()}
         )
@@ -150,11 +136,18 @@ def index_attention(
                     f"(expected a name like '{example_name(row, place, projection)}')"
                 )
     first = tensors[0, "query", "weight"]
-    if len(first.shape) != 2 or not first.shape[0]:
+    if len(first.shape) != 2 or not first.shape[0] or first.shape[0] != first.shape[1]:
         raise MAMError(
-            f"{where}: '{first.name}' has shape {list(first.shape)}, expected a square matrix"
+            f"{where}: '{first.name}' has shape {list(first.shape)}, expected a square matrix: "
+            "only heads that are together as wide as the model can be merged"
         )
     hidden_size = first.shape[0]
+    heads = _heads(row, heads, hidden_size, where)
+    if row.kv_heads:
+        kv_heads = told(row.kv_heads)
+        for key, ref in tensors.items():
+            if key[1] in ("key", "value") and ref.shape:
+                tensors[key] = repeated(ref, hidden_size, heads, kv_heads, row.kv_heads, where)
     for (_, _, kind), ref in tensors.items():
         expected = (hidden_size, hidden_size) if kind == "weight" else (hidden_size,)
         if ref.shape != expected:
@@ -162,12 +155,32 @@ def index_attention(
                 f"{where}: '{ref.name}' has shape {list(ref.shape)}, expected {list(expected)} "
                 f"as in layer 0"
             )
-    if heads is None and (heads := row.heads_of_width.get(hidden_size)) is None:
+    scale = _scale(row, hidden_size, heads, told, where)
+    return AttentionIndex(row, len(places), heads, hidden_size, prefix, tensors, scale)
+
+
+def _heads(row: Architecture, told: int | None, hidden_size: int, where: str) -> int:
+    heads = row.heads_of_width.get(hidden_size) if told is None else told
+    if heads is None:
         hint = f", which the width {hidden_size} does not tell" if row.heads_of_width else ""
         raise MAMError(f"{where}: the configuration has no '{row.heads}'{hint}")
     if heads < 1 or hidden_size % heads:
         raise MAMError(f"{where}: {heads} attention heads do not divide the width {hidden_size}")
-    return AttentionIndex(row, len(places), heads, hidden_size, prefix, tensors)
+    return heads
+
+
+def _scale(
+    row: Architecture, hidden_size: int, heads: int, told: Callable[[str], Any], where: str
+) -> float:
+    """What scores are multiplied with, over 1/√(width of a head)."""
+    width = hidden_size // heads
+    known = {"head": width, "model": hidden_size, "none": 1}
+    n = known[row.scale] if row.scale in known else told(row.scale)
+    n = width if n is None else n
+    if not isinstance(n, (int, float)) or not 0 < n < math.inf:
+        raise MAMError(f"{where}: expected a number above 0 as '{row.scale}', got {n!r}")
+    terms = str(told(row.terms)).lower() if row.terms else ""  # a list, or one string
+    return math.sqrt(width / n / (1 + sum(name in terms for name in POSITION_TERMS)))
 
 
 def _places(
@@ -184,24 +197,6 @@ def _places(
     # the library's own formula, which is not exact where the groups do not divide the layers
     groups_of_steps = [int(step / (repeats / groups)) for step in range(repeats)]
     return [(group, layer) for group in groups_of_steps for layer in range(inner)]
-
-
-def _refs(
-    name: str, shape: tuple[int, ...], projections: tuple[str, ...], where: str
-) -> dict[str, TensorRef]:
-    """What one tensor is to each projection that it holds."""
-    if len(projections) == 1:
-        return {projections[0]: TensorRef(name, shape)}
-    if not shape or shape[0] % len(projections):
-        raise MAMError(
-            f"{where}: '{name}' has shape {list(shape)}, expected rows for "
-            f"{', '.join(projections)}, as many for each"
-        )
-    size = shape[0] // len(projections)
-    return {
-        projection: TensorRef(name, (size, *shape[1:]), (i * size, (i + 1) * size))
-        for i, projection in enumerate(projections)
-    }
 
 
 def layer_path(index: AttentionIndex, layer: int) -> str:

@@ -10,6 +10,7 @@ from speechbrain_mam.architectures.index import AttentionIndex, index_attention
 from speechbrain_mam.architectures.names import check_role, choose_tower
 from speechbrain_mam.architectures.registry import ARCHITECTURES, nearest_model_types
 from speechbrain_mam.architectures.row import Architecture
+from speechbrain_mam.architectures.table import WITHOUT_ATTENTION
 from speechbrain_mam.architectures.tensor_checks import check_plain
 from speechbrain_mam.errors import MAMError
 
@@ -39,18 +40,21 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
     ('HuBERT', 2, 2, '0.')
     """
     owners: list[tuple[str, Any, Architecture]] = []
+    sources = {}
     types_seen = set()
     for name, module in target.named_modules():
         model_type = getattr(getattr(module, "config", None), "model_type", None)
-        row = _row_of(module, model_type)
+        row, inside = _row_of(module, model_type)
         if any(_inside(name, outer) for outer, _, _ in owners):
             continue
         if row is not None:
             owners.append((name, module, row))
+            sources[name] = inside
         elif model_type is not None:
             types_seen.add(model_type)
     what = type(target).__name__
     if not owners:
+        _check_has_attention(target, what)
         raise _nothing_supported(what, types_seen)
     if len(owners) > 1:
         raise MAMError(
@@ -63,11 +67,16 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
     below = f"{path}." if path else ""
     shapes = {below + name: tuple(p.shape) for name, p in owner.named_parameters()}
     shapes, tower = choose_tower(shapes, row, None, what)
-    source: Any = owner if row.classes else owner.config
+    source: Any = sources[path] or (owner if row.classes else owner.config)
     source = getattr(source, f"{tower}_config", source)
-    for step in row.heads.split("."):
-        source = getattr(source, step, None)
-    index = index_attention(shapes, row, None if source is None else int(source), where=what)
+    heads = _told(source, row.heads)
+    index = index_attention(
+        shapes,
+        row,
+        None if heads is None else int(heads),
+        what,
+        told=lambda key: _told(source, key),
+    )
     parameters = dict(target.named_parameters())
     for (_, projection, _), ref in index.tensors.items():
         if projection != "output":  # which most merges leave alone; the merge itself sees to it
@@ -75,13 +84,42 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
     return index
 
 
-def _row_of(module: torch.nn.Module, model_type: str | None) -> Architecture | None:
-    """The table's row for a live module. By the name of its class, so that none is imported."""
-    classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
+def _row_of(
+    module: torch.nn.Module, model_type: str | None
+) -> tuple[Architecture | None, torch.nn.Module | None]:
+    """The table's row for a live module, and its first attention where the row is known by that.
+
+    By the names of classes, so that none is imported.
+    """
+    classes = _classes(module)
     for row in ARCHITECTURES:
-        if model_type in row.model_types or not classes.isdisjoint(row.classes):
-            return row
-    return None
+        if model_type in row.model_types:
+            return row, None
+        if classes.isdisjoint(row.classes):
+            continue
+        if not row.attention:
+            return row, None
+        for part in module.modules():
+            if not _classes(part).isdisjoint(row.attention):
+                return row, part
+    return None, None
+
+
+def _classes(module: torch.nn.Module) -> set[str]:
+    return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
+
+
+def _told(source: Any, key: str) -> Any:
+    for step in key.split("."):
+        source = getattr(source, step, None)
+    return source
+
+
+def _check_has_attention(target: torch.nn.Module, what: str) -> None:
+    """Refuse an encoder that mixes its frames without query, key and value."""
+    for name, module in target.named_modules():
+        for kind in _classes(module) & set(WITHOUT_ATTENTION):
+            raise MAMError(f"{what}: '{name}' {WITHOUT_ATTENTION[kind]}")
 
 
 def _nothing_supported(what: str, types_seen: set[str]) -> MAMError:

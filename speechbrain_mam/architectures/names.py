@@ -41,8 +41,6 @@ interleaved=False)
         self.row = row
         self._holds: dict[str, tuple[str, ...]] = {**row.interleaved, **row.fused}
         self._holds |= {alias: (p,) for p, aliases in row.names.items() for alias in aliases}
-        for name, projections in row.interleaved.items():
-            self._holds |= {part_name(name, p): (p,) for p in projections}
         self._biases = {name: (p,) for p, name in row.biases.items()}
         plain = "|".join(re.escape(name) for name in self._holds if not name.endswith("_"))
         joined = "|".join(re.escape(name) for name in self._holds if name.endswith("_"))
@@ -66,11 +64,6 @@ interleaved=False)
         name = groups["plain"] or groups["joined"]
         interleaved = name in self.row.interleaved
         return Match(groups["prefix"], place, self._holds[name], groups["kind"], interleaved)
-
-
-def part_name(name: str, projection: str) -> str:
-    """What a projection is called that was taken out of an interleaved tensor's ``name``."""
-    return f"{name}[{projection}]"
 
 
 def choose_tower(
@@ -140,8 +133,10 @@ def check_role(row: Architecture, role: str, where: str) -> None:
     why = ""
     if row.repeats:
         why = ": its layers share their weights, of which each can be merged only once"
-    elif row.interleaved:
-        why = ": its query, key and value lie head by head in one tensor"
+    elif row.kv_heads:
+        why = ": heads of its query share a key and a value"
+    elif row.biases:
+        why = ": biases of its query, key and value do not lie beside their weights"
     raise MAMError(f"{where} is a {row.name}, which can only be a {other}, no {role}{why}")
 
 

@@ -28,6 +28,7 @@ class SupportedModel(NamedTuple):
     roles: tuple[str, ...]
     fused: bool
     towers: tuple[str, ...]
+    attention: tuple[str, ...] = ()
 
 
 def architecture(model_type: str | None) -> Architecture:
@@ -66,7 +67,7 @@ def nearest_model_types(model_type: str) -> str:
 
     Example
     -------
-    >>> nearest_model_types("hubert2"), nearest_model_types("gpt")
+    >>> nearest_model_types("hubert2"), nearest_model_types("rwkv")
     ("; did you mean 'hubert'?", '')
     """
     near = difflib.get_close_matches(model_type, known_model_types(), n=3, cutoff=0.75)
@@ -125,7 +126,7 @@ def register_architecture(row: Architecture) -> Architecture:
         for what, ours, theirs in (
             ("name", (row.name,), (other.name,)),
             ("model_type", row.model_types, other.model_types),
-            ("class", row.classes, other.classes),
+            ("class", row.classes, other.classes if _same_attention(row, other) else ()),
         ):
             if taken := sorted(set(ours) & set(theirs)):
                 raise MAMError(
@@ -134,6 +135,12 @@ def register_architecture(row: Architecture) -> Architecture:
                 )
     ARCHITECTURES.append(row)
     return row
+
+
+def _same_attention(row: Architecture, other: Architecture) -> bool:
+    """Whether a module of a class that both name could be either's."""
+    told_apart = row.attention and other.attention
+    return not told_apart or bool(set(row.attention) & set(other.attention))
 
 
 def _check_row(row: Architecture) -> None:
@@ -156,6 +163,10 @@ def _check_row(row: Architecture) -> None:
             not row.roles or not set(row.roles) <= set(ROLES),
             f"'roles' are {row.roles}, expected some of {ROLES}",
         ),
+        (
+            bool(row.transposed or row.kv_heads) and row.roles != ("donor",),
+            "with 'transposed' or 'kv_heads' it can only be a donor: 'roles' must be ('donor',)",
+        ),
     ):
         if wrong:
             raise MAMError(f"architecture '{row.name}': {what}")
@@ -177,6 +188,7 @@ def supported_models() -> list[SupportedModel]:
             row.roles,
             bool(row.fused or row.interleaved),
             tuple(row.towers),
+            row.attention,
         )
         for row in ARCHITECTURES
     ]

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 ROLES = ("target", "donor")
+QKV = ("query", "key", "value")
+
+
+def named(query: str, key: str, value: str, output: str) -> dict[str, tuple[str, ...]]:
+    """The ``names`` of a row; of each projection several, with blanks between them.
+
+    Example
+    -------
+    >>> named("q query", "k", "v", "o")["query"]
+    ('q', 'query')
+    """
+    several = zip((*QKV, "output"), (query, key, value, output), strict=True)
+    return {projection: tuple(names.split()) for projection, names in several}
+
+
+PROJ = named("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 @dataclass(frozen=True)
@@ -31,12 +48,31 @@ class Architecture:
     classes : tuple of str
         Full names of the classes of live models that have no Hugging Face ``config``; a subclass is
         recognised too.
+    attention : tuple of str
+        Full names of the classes of attention inside, where ``classes`` alone do not tell; the
+        number of heads is read from the first module of such a class.
     fused : dict
         Names of tensors that hold several projections on top of each other, and which, from the
         first row on. A name that ends in ``_`` is followed by ``weight`` or ``bias`` without a dot.
     interleaved : dict
         The same for tensors that hold the projections of the first head, then of the second, and so
-        on. A donor's are taken apart; in a target, they are an error.
+        on.
+    transposed : bool
+        Whether weights are stored ``[in, out]``. Such a family can only be a donor.
+    kv_heads : str
+        Where the configuration keeps the number of heads of key and value, which may be fewer than
+        the query's: each serves as many of the query's, one after another. Such a family can only
+        be a donor.
+    scale : str
+        What the products of query and key are multiplied with: ``head`` is 1/√(width of a head),
+        ``model`` 1/√(width of the model), ``none`` is 1, and anything else the configuration's key
+        of an n in 1/√n. Where two models differ in it, the donor's query is scaled
+        (:func:`~speechbrain_mam.merging.planner.make_plan`).
+    terms : str
+        Where the configuration names the terms of positions (``c2p``, ``p2c``) that scores have
+        beside q·k: with n of them, all are divided by √(n + 1) too.
+    requires : dict
+        What the configuration must say for the row to hold, if it says anything of these keys.
     biases : dict
         For each projection, the name of a bias that does not lie beside its weight.
     heads_of_width : dict
@@ -53,8 +89,8 @@ class Architecture:
     front : tuple of str
         Modules that run before the first layer, from the encoder on; an evaluation of many merges
         computes them once. A live model may lack some of them.
-    hint : str
-        What to do about interleaved tensors in a target; ends the message.
+    note : str
+        What a plan says of a donor of this family, which a merge does not carry over.
 
     Example
     -------
@@ -70,8 +106,14 @@ class Architecture:
     names: Mapping[str, tuple[str, ...]]
     heads: str = "num_attention_heads"
     classes: tuple[str, ...] = ()
+    attention: tuple[str, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     interleaved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    transposed: bool = False
+    kv_heads: str = ""
+    scale: str = "head"
+    terms: str = ""
+    requires: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, str] = field(default_factory=dict)
     heads_of_width: Mapping[int, int] = field(default_factory=dict)
     repeats: str = ""
@@ -79,7 +121,7 @@ class Architecture:
     roles: tuple[str, ...] = ROLES
     reads_weight: bool = False
     front: tuple[str, ...] = ()
-    hint: str = ""
+    note: str = ""
 
     @property
     def projections(self) -> tuple[str, ...]:

@@ -1,38 +1,35 @@
 """The rows of the table of architectures: what each family calls its self-attention.
 
-Names were read off live models and files of transformers 4.57 and 5; where versions differ, a row
-has several names.
+Models of text are in :mod:`speechbrain_mam.architectures.text_rows`. Names were read off live
+models and files of transformers 4.57 and 5; where versions differ, a row has several names.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from speechbrain_mam.architectures.row import Architecture
-
-QKV = ("query", "key", "value")
-
-
-def _names(query: str, key: str, value: str, output: str) -> dict[str, tuple[str, ...]]:
-    named = zip((*QKV, "output"), (query, key, value, output), strict=True)
-    return {projection: tuple(names.split()) for projection, names in named}
-
-
-_PROJ = _names("q_proj", "k_proj", "v_proj", "out_proj")
+from speechbrain_mam.architectures.row import PROJ, QKV, Architecture, named
+from speechbrain_mam.architectures.text_rows import DECODERS, ENCODERS, TEXT
 
 # --- speech and audio
 
 _WAV2VEC2: dict[str, Any] = {
     "layer": r"encoder\.layers\.(?P<layer>\d+)\.attention",
-    "names": _PROJ,
+    "names": PROJ,
     "front": ("feature_extractor", "feature_projection", "encoder.pos_conv_embed"),
+}
+
+_PARAKEET: dict[str, Any] = {
+    "layer": r"layers\.(?P<layer>\d+)\.self_attn",
+    "names": named("q_proj", "k_proj", "v_proj", "o_proj"),
+    "front": ("subsampling", "encode_positions"),
 }
 
 # On disk, `encoder.layer.0.attention.attention.query` whatever wrote it; a live model of
 # transformers 5 says `layers.0.attention.q_proj` (DINOv2: `encoder.layer.0.attention.q_proj`).
 _VIT: dict[str, Any] = {
     "layer": r"(?:encoder\.layer|layers)\.(?P<layer>\d+)\.attention",
-    "names": _names(
+    "names": named(
         "attention.query q_proj",
         "attention.key k_proj",
         "attention.value v_proj",
@@ -51,15 +48,44 @@ SPEECH = (
         "wav2vec2-BERT",
         ("wav2vec2-bert",),
         r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
-        _names("linear_q", "linear_k", "linear_v", "linear_out"),
+        named("linear_q", "linear_k", "linear_v", "linear_out"),
         front=("feature_projection", "encoder.embed_positions"),
     ),
+    Architecture(
+        "wav2vec2-Conformer",
+        ("wav2vec2-conformer",),
+        r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
+        named("linear_q", "linear_k", "linear_v", "linear_out"),
+        front=(*_WAV2VEC2["front"], "encoder.embed_positions"),
+    ),
+    Architecture(
+        "SEW",
+        ("sew",),
+        r"encoder\.layers\.(?P<layer>\d+)\.attention",
+        PROJ,
+        front=(*_WAV2VEC2["front"], "layer_norm", "encoder.pool"),
+    ),
+    Architecture(
+        "Moonshine's encoder",
+        ("moonshine",),
+        r"(?<!decoder\.)layers\.(?P<layer>\d+)\.self_attn",
+        named("q_proj", "k_proj", "v_proj", "o_proj"),
+        heads="encoder_num_attention_heads",
+        front=("conv1", "conv2", "conv3", "groupnorm"),
+    ),
+    Architecture(
+        "Parakeet",
+        ("parakeet_ctc",),
+        **_PARAKEET,
+        heads="encoder_config.num_attention_heads",
+    ),
+    Architecture("Parakeet's encoder", ("parakeet_encoder",), **_PARAKEET),
     # Its decoder has a `self_attn` of the same names; an encoder alone has no `encoder.` in front.
     Architecture(
         "Whisper's encoder",
         ("whisper",),
         r"(?<!decoder\.)layers\.(?P<layer>\d+)\.self_attn",
-        _PROJ,
+        PROJ,
         heads="encoder_attention_heads",
         front=("conv1", "conv2"),
     ),
@@ -77,106 +103,81 @@ SPEECH = (
         "BEATs",
         ("speechbrain/beats",),
         r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
-        _PROJ,
+        PROJ,
         heads="cfg.encoder_attention_heads",
         classes=("speechbrain.lobes.models.beats.BEATs",),
         front=("filter_banks", "patch_embedding", "post_extract_proj", "encoder.pos_conv"),
     ),
 )
 
-# `att` is the torch.nn.MultiheadAttention inside of SpeechBrain's; its relative-position and rotary
-# attention have an `in_proj_weight` of their own, head by head.
-_SPEECHBRAIN: dict[str, Any] = {
+# --- SpeechBrain's own encoders, which are told apart by the attention inside
+
+_TRANSFORMER = "speechbrain.lobes.models.transformer.Transformer.TransformerEncoder"
+_CONFORMER = "speechbrain.lobes.models.transformer.Conformer.ConformerEncoder"
+_BRANCHFORMER = "speechbrain.lobes.models.transformer.Branchformer.BranchformerEncoder"
+
+# `att` is the torch.nn.MultiheadAttention inside of SpeechBrain's.
+_REGULAR: dict[str, Any] = {
     "model_types": (),
-    "names": {"output": ("att.out_proj", "out_proj")},
+    "names": {"output": ("att.out_proj",)},
+    "heads": "att.num_heads",
+    "attention": ("speechbrain.nnet.attention.MultiheadAttention",),
     "fused": {"att.in_proj_": QKV},
-    "interleaved": {"in_proj_": QKV},
     "roles": ("target",),
-    "hint": "build the encoder with 'attention_type: regularMHA'",
+}
+
+# Where query, key and value are one tensor, as in self-attention, `in_proj_weight` is head by head.
+# Scores are divided by the root of the model's width. Biases of positions stay the target's.
+_BY_HEAD: dict[str, Any] = {
+    "model_types": (),
+    "layer": r"layers\.(?P<layer>\d+)\.(?:self_att|mha_layer)",
+    "names": {"output": ("out_proj",)},
+    "heads": "num_heads",
+    "classes": (_TRANSFORMER, _CONFORMER, _BRANCHFORMER),
+    "interleaved": {"in_proj_": QKV},
+    "scale": "model",
+    "roles": ("target",),
 }
 
 SPEECHBRAIN = (
     Architecture(
         "SpeechBrain's Transformer",
         layer=r"layers\.(?P<layer>\d+)\.self_att",
-        heads="layers.0.self_att.att.num_heads",
-        classes=("speechbrain.lobes.models.transformer.Transformer.TransformerEncoder",),
-        **_SPEECHBRAIN,
+        classes=(_TRANSFORMER,),
+        **_REGULAR,
     ),
     Architecture(
         "SpeechBrain's Conformer",
         layer=r"layers\.(?P<layer>\d+)\.mha_layer",
-        heads="layers.0.mha_layer.att.num_heads",
-        classes=(
-            "speechbrain.lobes.models.transformer.Conformer.ConformerEncoder",
-            "speechbrain.lobes.models.transformer.Branchformer.BranchformerEncoder",
-        ),
-        **_SPEECHBRAIN,
+        classes=(_CONFORMER, _BRANCHFORMER),
+        **_REGULAR,
+    ),
+    Architecture(
+        "SpeechBrain's RelPosMHAXL",
+        attention=("speechbrain.nnet.attention.RelPosMHAXL",),
+        **_BY_HEAD,
+    ),
+    Architecture(
+        "SpeechBrain's RoPEMHA",
+        attention=("speechbrain.nnet.attention.RoPEMHA",),
+        **_BY_HEAD,
     ),
 )
 
-# --- text
-
-_BERT: dict[str, Any] = {
-    "layer": r"encoder\.layer\.(?P<layer>\d+)\.attention",
-    "names": _names("self.query", "self.key", "self.value", "output.dense"),
+WITHOUT_ATTENTION = {
+    "speechbrain.nnet.hypermixing.HyperMixing": (
+        "is SpeechBrain's HyperMixing, which mixes frames without query, key and value: there is "
+        "nothing that a merge could replace. Build the encoder with 'attention_type: RelPosMHAXL', "
+        "'RoPEMHA' or 'regularMHA'"
+    ),
 }
-
-TEXT = (
-    Architecture("BERT", ("bert",), **_BERT),
-    Architecture("RoBERTa", ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"), **_BERT),
-    Architecture("data2vec text", ("data2vec-text",), **_BERT),
-    Architecture("ELECTRA", ("electra",), **_BERT),
-    Architecture(
-        "DistilBERT",
-        ("distilbert",),
-        r"transformer\.layer\.(?P<layer>\d+)\.attention",
-        _names("q_lin", "k_lin", "v_lin", "out_lin"),
-        heads="n_heads",
-    ),
-    Architecture(
-        "ALBERT",
-        ("albert",),
-        r"encoder\.albert_layer_groups\.(?P<group>\d+)\.albert_layers\.(?P<layer>\d+)\.attention",
-        _names("query", "key", "value", "dense"),
-        repeats="num_hidden_layers",
-        roles=("donor",),
-    ),
-    Architecture(
-        "DeBERTa",
-        ("deberta",),
-        r"encoder\.layer\.(?P<layer>\d+)\.attention",
-        {"output": ("output.dense",)},
-        interleaved={"self.in_proj": QKV},
-        biases={"query": "self.q_bias", "value": "self.v_bias"},
-        roles=("donor",),
-    ),
-    Architecture(
-        "DeBERTa v2/v3",
-        ("deberta-v2",),
-        r"encoder\.layer\.(?P<layer>\d+)\.attention",
-        _names("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
-    ),
-    Architecture(
-        "MPNet",
-        ("mpnet",),
-        r"encoder\.layer\.(?P<layer>\d+)\.attention\.attn",
-        _names("q", "k", "v", "o"),
-    ),
-    Architecture(
-        "ModernBERT",
-        ("modernbert",),
-        r"layers\.(?P<layer>\d+)\.attn",
-        {"output": ("Wo",)},
-        fused={"Wqkv": QKV},
-    ),
-)
+"""Classes that stand where attention would, and what a message says of them."""
 
 # --- vision, and text with vision
 
 _TWO_TOWERS: dict[str, Any] = {
     "layer": r"encoder\.layers\.(?P<layer>\d+)\.self_attn",
-    "names": _PROJ,
+    "names": PROJ,
     "towers": {"text": "text_model", "vision": "vision_model"},
 }
 
@@ -188,7 +189,7 @@ VISION = (
         "DINOv3",
         ("dinov3_vit",),
         r"layer\.(?P<layer>\d+)\.attention",
-        _names("q_proj", "k_proj", "v_proj", "o_proj"),
+        named("q_proj", "k_proj", "v_proj", "o_proj"),
     ),
     Architecture(
         "ViT (timm)",
@@ -222,4 +223,4 @@ VISION = (
     ),
 )
 
-ROWS = (*SPEECH, *SPEECHBRAIN, *TEXT, *VISION)
+ROWS = (*SPEECH, *SPEECHBRAIN, *TEXT, *DECODERS, *ENCODERS, *VISION)

@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 
 
 class _Mapped:
-    """A donor as deep as the target: a layer of it for each of the target's layers."""
+    """A donor as deep as the target: a layer of it for each of the target's layers.
 
-    def __init__(self, donor: TensorSource, layer_map: Sequence[int]):
-        self.donor, self.layer_map = donor, layer_map
+    ``factor``: of its query, which gives its scores the scale of the first donor's.
+    """
+
+    def __init__(self, donor: TensorSource, layer_map: Sequence[int], factor: float):
+        self.donor, self.layer_map, self.factor = donor, layer_map, factor
 
     def tensor(self, key: TensorKey) -> torch.Tensor:
         layer, projection, kind = key
-        return self.donor.tensor((self.layer_map[layer], projection, kind))
+        tensor = self.donor.tensor((self.layer_map[layer], projection, kind))
+        return tensor * self.factor if projection == "query" and self.factor != 1 else tensor
 
 
 class DonorMix:
@@ -80,7 +84,9 @@ class DonorMix:
                 ControlDonor(donor, control, donor.index.num_layers, control_seed + i)
                 for i, donor in enumerate(self.donors)
             ]
-        self.parts = [_Mapped(*pair) for pair in zip(sources, maps, strict=True)]
+        scales = [donor.index.scale for donor in self.donors]
+        factors = [scale / scales[0] for scale in scales]
+        self.parts = [_Mapped(*one) for one in zip(sources, maps, factors, strict=True)]
         self.name = " + ".join(
             f"{share:.4g}·{d.name}" for share, d in zip(self.shares, self.donors, strict=True)
         )
@@ -119,13 +125,15 @@ class DonorMix:
         names = " + ".join(dict.fromkeys(index.architecture.name for index in indices))
         # Where one differs from the target in its heads, the plan is to see that one.
         heads = next((i.heads for i in indices if i.heads != target.heads), target.heads)
+        notes = dict.fromkeys(i.architecture.note for i in indices if i.architecture.note)
         return AttentionIndex(
-            replace(indices[0].architecture, name=names),
+            replace(indices[0].architecture, name=names, note="; ".join(notes)),
             target.num_layers,
             heads,
             indices[0].hidden_size,
             "",
             tensors,
+            indices[0].scale,
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from speechbrain_mam.architectures.live import find_attention
+from speechbrain_mam.architectures.parts import Part
 from speechbrain_mam.architectures.tensor_checks import checked_result
 from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.donors.mix import DonorMix
@@ -53,7 +54,7 @@ class Site(NamedTuple):
     @property
     def reader(self) -> nn.Module:
         """The module whose forward pass reads the merged tensors, where they are read."""
-        if isinstance(self.present, nn.MultiheadAttention):
+        if isinstance(self.merged, MergedRows) and not isinstance(self.plain, nn.Linear):
             return self.present
         return self.target.get_submodule(self.path.rpartition(".")[0])
 
@@ -86,7 +87,7 @@ class Site(NamedTuple):
         """A plain module that holds the merged tensors."""
         merged, folded = self.merged, copy_module(self.plain)
         names = merged.names if isinstance(merged, MergedRows) else ("weight", "bias")
-        for name, tensor in zip(names, merged.folded(), strict=True):
+        for name, tensor in zip(names, merged.folded(), strict=False):
             if tensor is not None:
                 if tensor.element_size() == 2:  # the cast to it is what may overflow
                     checked_result(tensor, f"{self.path}.{name}")
@@ -135,7 +136,7 @@ def build_sites(
         options = {"sigmoid": constraint == "sigmoid", "owns_lam": id(lam) not in owned}
         owned.add(id(lam))
         merged: MergedLinear | MergedRows
-        if first.target_rows is None:
+        if first.target_part is None:
             merged = _merged_linear(plan, plain, found, lam, granularity, reads_weight, options)
         else:
             merged = _merged_rows(plan, plain, found, lam, granularity, options)
@@ -202,33 +203,31 @@ def _merged_rows(
     options: dict[str, Any],
 ) -> MergedRows:
     path = found[0][0].target.rpartition(".")[0]
-    if type(plain) is not nn.Linear and not isinstance(plain, nn.MultiheadAttention):
+    names = {entry.kind: entry.target.rpartition(".")[2] for entry, _ in found}
+    if type(plain) is not nn.Linear and names["weight"] != "in_proj_weight":
         raise MAMError(
             f"'{path}' is a {type(plain).__name__} with several projections in one tensor; λ can "
-            "be learned in a torch.nn.Linear or torch.nn.MultiheadAttention"
+            "be learned in a torch.nn.Linear, or in attention with an 'in_proj_weight'"
         )
     if any(tensor.dim() > len(entry.shape) for entry, tensor in found):
         raise MAMError(
             f"'{path}' holds several projections in one tensor, where λ cannot be learned for "
             "several donors at once: choose one (key 'donor')"
         )
-    names = {entry.kind: entry.target.rpartition(".")[2] for entry, _ in found}
     whole: dict[str, Tensor] = {}
     for entry, tensor in found:
         like = plain._parameters[names[entry.kind]]
         assert like is not None
         zeros = torch.zeros_like(like, dtype=wide(like.dtype), requires_grad=False)
-        whole.setdefault(entry.kind, zeros)[_rows(entry)] = tensor.to(zeros)
+        _part(entry).put(whole.setdefault(entry.kind, zeros), tensor.to(zeros))
     biases = {entry.projection for entry, _ in found if entry.kind == "bias"}
     pieces = [
-        Piece(_rows(entry), _lams(plan, entry, granularity), entry.projection in biases)
+        Piece(_part(entry), _lams(plan, entry, granularity), entry.projection in biases)
         for entry, _ in found
         if entry.kind == "weight"
     ]
-    weight = names["weight"]
     return merge_rows(
         plain,
-        (weight, weight.removesuffix("weight") + "bias"),
         pieces,
         whole["weight"],
         whole.get("bias"),
@@ -238,8 +237,8 @@ def _merged_rows(
     )
 
 
-def _rows(entry: PlanEntry) -> slice:
-    return slice(*cast("tuple[int, int]", entry.target_rows))
+def _part(entry: PlanEntry) -> Part:
+    return cast("Part", entry.target_part)
 
 
 def _lams(plan: MergePlan, entry: PlanEntry, granularity: str) -> slice:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechbrain_mam.architectures.parts import Part
 from speechbrain_mam.learning.linear import MergedLinearByWeight, MergedModule
 from speechbrain_mam.learning.module import merged_attribute, read_merged
 from speechbrain_mam.merging.arithmetic import linear, mix, wide, without_autocast
@@ -82,44 +83,44 @@ def _sum_up(own: Tensor, donors: Tensor, lam: Tensor) -> Tensor:
 
 
 class Piece(NamedTuple):
-    """A projection in a tensor of several: its rows, its λ, whether its bias is merged."""
+    """A projection in a tensor of several: what of it, its λ, whether its bias is merged."""
 
-    rows: slice
+    part: Part
     lams: slice
     with_bias: bool
 
-    def share(self, lams: Tensor) -> Tensor:
-        """λ of the piece, ``(1,)`` or one for each row."""
+    def share(self, lams: Tensor, rows: int) -> Tensor:
+        """λ of the piece, ``(1,)`` or one for each of so many rows."""
         lam = lams[self.lams]
-        if lam.numel() == 1:
-            return lam
-        return lam.repeat_interleave((self.rows.stop - self.rows.start) // lam.numel())
+        return lam if lam.numel() == 1 else lam.repeat_interleave(rows // lam.numel())
 
 
 class MergedRows(MergedModule):
-    """Mixed with a class that keeps several projections on top of each other in one tensor.
+    """Mixed with a class that keeps several projections in one tensor.
 
-    For ``nn.Linear`` these are ``weight`` and ``bias``, for ``nn.MultiheadAttention``
-    ``in_proj_weight`` and ``in_proj_bias``: reading them gives the merged tensors. Rows that no
-    plan names stay the target's.
+    For ``nn.Linear`` these are ``weight`` and ``bias``, for attention ``in_proj_weight`` and, if it
+    has one, ``in_proj_bias``: reading them gives the merged tensors. Rows that no plan names stay
+    the target's.
     """
 
-    names: tuple[str, str]
+    names: tuple[str, ...]
     pieces: tuple[Piece, ...]
     method: MergeMethod
 
     def _merged_by(self, how) -> tuple[Tensor, Tensor | None]:
-        weight, bias = (self.own(name) for name in self.names)
+        weight, bias = (*(self.own(name) for name in self.names), None)[:2]
         lams = self.lams().to(self.donor_weight.dtype)
         merged_weight = weight.clone()
         merged_bias = None if bias is None else bias.clone()
         for piece in self.pieces:
-            rows, lam = piece.rows, piece.share(lams)
+            part, own = piece.part, piece.part.take(weight)
+            lam = piece.share(lams, len(own))
             column = lam if lam.numel() == 1 else lam.unsqueeze(1)
-            merged_weight[rows] = how(weight[rows], self.donor_weight[rows], column, self.method)
+            part.put(merged_weight, how(own, part.take(self.donor_weight), column, self.method))
             if piece.with_bias:
-                assert bias is not None and merged_bias is not None and self.donor_bias is not None
-                merged_bias[rows] = how(bias[rows], self.donor_bias[rows], lam, self.method)
+                assert merged_bias is not None and self.donor_bias is not None
+                own = part.take(bias)
+                part.put(merged_bias, how(own, part.take(self.donor_bias), lam, self.method))
         return merged_weight, merged_bias
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
@@ -142,10 +143,9 @@ class _MergedRowsLinear(MergedRows, nn.Linear):
 
 
 class _MergedRowsAttention(MergedRows):
-    names = ("in_proj_weight", "in_proj_bias")
+    names: tuple[str, ...] = ("in_proj_weight",)
     plain: type
     in_proj_weight = merged_attribute(0, "The merged weight ``[out, in]``.")
-    in_proj_bias = merged_attribute(1, "The merged bias ``[out]``.")
 
     def __reduce_ex__(self, protocol):
         # The class is made on the fly: pickle and copy are to make it again.
@@ -156,7 +156,10 @@ class _MergedRowsAttention(MergedRows):
 def _attention_class(plain: Hashable) -> type:
     """``plain`` with merged tensors; by its own name, so that it is found by it."""
     assert isinstance(plain, type)
-    content = {"__module__": plain.__module__, "plain": plain}
+    content: dict[str, Any] = {"__module__": plain.__module__, "plain": plain}
+    if issubclass(plain, nn.MultiheadAttention):
+        content["names"] = ("in_proj_weight", "in_proj_bias")
+        content["in_proj_bias"] = merged_attribute(1, "The merged bias ``[out]``.")
     return type(plain.__name__, (_MergedRowsAttention, plain), content)
 
 
@@ -167,7 +170,6 @@ def _new_attention(plain: type) -> nn.Module:
 
 def merge_rows(
     module: nn.Module,
-    names: tuple[str, str],
     pieces: Sequence[Piece],
     donor_weight: Tensor,
     donor_bias: Tensor | None,
@@ -181,21 +183,20 @@ def merge_rows(
     Arguments
     ---------
     module : nn.Module
-        An ``nn.Linear``, or an ``nn.MultiheadAttention``; it is left as it is.
-    names : tuple of str
-        What its weight ``[out, in]`` and bias ``[out]`` are called.
+        An ``nn.Linear``, or attention with an ``in_proj_weight``; it is left as it is.
     pieces : sequence of Piece
         The projections that are merged.
     donor_weight, donor_bias
-        The donor's, of the full shape; rows outside of the pieces are not read.
+        The donor's, of the full shape ``[out, in]`` and ``[out]``; rows outside of the pieces are
+        not read.
     """
     twin = copy_module(module)
-    linear = names[0] == "weight"
     plain = cast("Hashable", type(module))
+    linear = isinstance(module, nn.Linear)
     twin.__class__ = _MergedRowsLinear if linear else _attention_class(plain)
     merged = cast("MergedRows", twin)
     merged.pieces, merged.method = tuple(pieces), method
-    dtype = wide(merged.own(names[0]).dtype)
+    dtype = wide(merged.own(merged.names[0]).dtype)
     donor_bias = None if donor_bias is None else donor_bias.to(dtype)
     merged._hold(lam, donor_weight.to(dtype), donor_bias, sigmoid, owns_lam, method.trains_donor)
     return merged

@@ -18,7 +18,7 @@ from speechbrain_mam.donors.donor import TensorSource
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.arithmetic import linear
 from speechbrain_mam.merging.plan import MergePlan, PlanEntry
-from speechbrain_mam.merging.prepare import donor_tensors, own_part
+from speechbrain_mam.merging.prepare import donor_tensors, own_part, write_part
 
 
 class Merge:
@@ -60,10 +60,10 @@ class Merge:
         parameters = dict(target.named_parameters())
         for entry in plan.entries:
             found = parameters.get(entry.target)
-            if found is None or tuple(own_part(entry, found).shape) != entry.shape:
+            if found is None or tuple(found.shape) != _whole_shape(entry):
                 shape = None if found is None else list(found.shape)
                 raise MAMError(
-                    f"the plan names '{entry.target}' of shape {list(entry.shape)}, "
+                    f"the plan names '{entry.target}' of shape {list(_whole_shape(entry))}, "
                     f"{type(target).__name__} has {shape or 'no such parameter'}"
                 )
         self._target = target
@@ -73,10 +73,10 @@ class Merge:
         try:
             for entry, theirs in donor_tensors(plan, donor, lambda name: parameters[name].detach()):
                 parameter = parameters[entry.target]
-                ours = own_part(entry, parameter.detach())  # the same memory
-                self._originals.append((entry, parameter, ours.clone()))
+                ours = own_part(entry, parameter.detach()).clone()
+                self._originals.append((entry, parameter, ours))
                 mixed = linear(ours, theirs.to(ours.device), entry.lam, plan.method)
-                ours.copy_(checked_result(mixed, entry.target))
+                write_part(entry, parameter.detach(), checked_result(mixed, entry.target))
         except BaseException:
             self.undo()
             raise
@@ -91,24 +91,25 @@ class Merge:
         MAMError
             If a touched parameter is no longer in the model.
         """
-        for ours, original in self._present():
-            ours.copy_(original)
+        for entry, now, original in self._present():
+            write_part(entry, now, original)
         self._originals = []
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
         """Within the block the target has its own bits; after it, the merged ones again."""
-        merged = [ours.clone() for ours, _ in self._present()]
-        for ours, original in self._present():
-            ours.copy_(original)
+        present = self._present()
+        merged = [own_part(entry, now).clone() for entry, now, _ in present]
+        for entry, now, original in present:
+            write_part(entry, now, original)
         try:
             yield
         finally:
-            for (ours, _), tensor in zip(self._present(), merged, strict=True):
-                ours.copy_(tensor)
+            for (entry, now, _), tensor in zip(self._present(), merged, strict=True):
+                write_part(entry, now, tensor)
 
-    def _present(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Where each touched tensor is now, and its former bits."""
+    def _present(self) -> list[tuple[PlanEntry, torch.Tensor, torch.Tensor]]:
+        """Which tensor each touched one is now, and the former bits of what was merged of it."""
         by_name = dict(self._target.named_parameters())
         here = {id(parameter) for parameter in by_name.values()}
         found = []
@@ -120,7 +121,7 @@ class Merge:
                     f"'{entry.target}' was merged, and is no longer in "
                     f"{type(self._target).__name__}: its own weights cannot be put back"
                 )
-            found.append((own_part(entry, now.detach()), original))
+            found.append((entry, now.detach(), original))
         return found
 
     def __enter__(self) -> Merge:
@@ -128,3 +129,10 @@ class Merge:
 
     def __exit__(self, *error: object) -> None:
         self.undo()
+
+
+def _whole_shape(entry: PlanEntry) -> tuple[int, ...]:
+    """The shape of the target's tensor that an entry is a part of."""
+    part = entry.target_part
+    rows = entry.shape[0] if part is None else part.size * part.of * part.blocks
+    return (rows, *entry.shape[1:])

@@ -111,9 +111,9 @@ def _rewrite(
             ours_now = file.read(entry.target)
             source = theirs.get(donor.files[entry.donor])
             values = source.read(entry.donor) if source else _read_other(donor, entry.donor)
-            if entry.donor_rows is not None:  # of a flat tensor
-                row = entry.shape[-1] if entry.kind == "weight" else 1
-                values = values[entry.donor_rows[0] * row : entry.donor_rows[1] * row]
+            if entry.donor_part is not None:  # of a flat tensor
+                whole = values.reshape(donor.shapes[entry.donor])
+                values = entry.donor_part.take(whole).reshape(-1)
             add_to_fingerprint(digest, entry.donor_key, values.reshape(entry.shape))
             if plan.donor_scale == "match_norm":
                 if entry.kind == "weight":
@@ -131,7 +131,7 @@ def _is_plain(plan: MergePlan) -> bool:
 
     The rest takes torch, which is the larger part of a merge's memory and time.
     """
-    whole = all(entry.target_rows is None for entry in plan.entries)
+    whole = all(entry.target_part is None and entry.donor_factor == 1 for entry in plan.entries)
     same = plan.align == "none" and plan.donor_width == plan.hidden_size
     return whole and same and method_named(plan.method).is_linear
 

@@ -12,7 +12,7 @@ import torch
 from speechbrain_mam.donors.donor import TensorKey, fingerprint
 from speechbrain_mam.merging.arithmetic import linear
 from speechbrain_mam.merging.plan import MergePlan
-from speechbrain_mam.merging.prepare import donor_tensors, own_part
+from speechbrain_mam.merging.prepare import donor_tensors, own_part, write_part
 from speechbrain_mam.merging.tensor_file import TensorFile
 from speechbrain_mam.model_files.folder import ModelFolder
 
@@ -52,6 +52,6 @@ def rewrite_any(plan: MergePlan, files: Mapping[str, TensorFile | None], donor: 
         file, whole = files[entry.target], read(entry.target)
         assert file is not None
         ours = own_part(entry, whole)
-        ours.copy_(linear(ours, theirs, entry.lam, plan.method))
+        write_part(entry, whole, linear(ours, theirs, entry.lam, plan.method))
         file.write(entry.target, whole.numpy().reshape(-1))
     return fingerprint(source, [entry.donor_key for entry in plan.entries])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from speechbrain_mam.architectures.index import TensorRef
+from speechbrain_mam.architectures.parts import Part, TensorRef
 from speechbrain_mam.donors.donor import TensorKey
 from speechbrain_mam.merging.methods import METHODS
 
@@ -14,8 +14,10 @@ from speechbrain_mam.merging.methods import METHODS
 class PlanEntry:
     """One tensor of the target, the donor's tensor that is mixed into it, the target's share.
 
-    ``target_rows`` and ``donor_rows``: the rows (from, up to) of a tensor that holds several
-    projections. ``shape`` is that of the target's part.
+    ``target_part`` and ``donor_part`` are what of the tensor it is, where that is not the whole of
+    it. ``shape`` is that of the target's part. ``donor_factor`` is what the donor's part is
+    multiplied with before anything else: see ``scale`` in :func:`make_plan
+    <speechbrain_mam.merging.planner.make_plan>`.
     """
 
     target: str
@@ -26,8 +28,19 @@ class PlanEntry:
     kind: str
     shape: tuple[int, ...]
     lam: float
-    donor_rows: tuple[int, int] | None = None
-    target_rows: tuple[int, int] | None = None
+    donor_part: Part | None = None
+    target_part: Part | None = None
+    donor_factor: float = 1.0
+
+    @property
+    def target_rows(self) -> tuple[int, int] | None:
+        """The rows (from, up to) of a target's tensor with projections on top of each other."""
+        return None if self.target_part is None else self.target_part.rows
+
+    @property
+    def donor_rows(self) -> tuple[int, int] | None:
+        """The same of the donor's."""
+        return None if self.donor_part is None else self.donor_part.rows
 
     @property
     def donor_key(self) -> TensorKey:
@@ -58,6 +71,7 @@ class MergePlan:
     align: str = "none"
     donor_width: int = 0
     kept_biases: tuple[str, ...] = ()
+    donor_note: str = ""
 
     def lam_of(self, layer: int, projection: str) -> float:
         """λ of one projection in one layer."""
@@ -68,7 +82,10 @@ class MergePlan:
 
     def to_json(self) -> str:
         """The plan as JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        content = asdict(self)
+        for entry, held in zip(self.entries, content["entries"], strict=True):
+            held |= {"donor_rows": entry.donor_rows, "target_rows": entry.target_rows}
+        return json.dumps(content, indent=2, ensure_ascii=False)
 
     def __str__(self) -> str:
         weights = [entry for entry in self.entries if entry.kind == "weight"]
@@ -91,6 +108,9 @@ class MergePlan:
         ]
         if self.kept_biases:
             lines.append(f"left as they are, only one side having them: {self._kept()}")
+        lines += [*self._shared_heads(), *self._scaled()]
+        if self.donor_note:
+            lines.append(f"not merged: {self.donor_note}")
         lines.append("")
         rows = [
             ("layer", "donor layer", "projection", "λ", "shape", "target tensor", "donor tensor")
@@ -104,8 +124,8 @@ class MergePlan:
                     entry.projection,
                     f"{entry.lam:.6g}",
                     shape,
-                    str(TensorRef(entry.target, entry.shape, entry.target_rows)),
-                    str(TensorRef(entry.donor, entry.shape, entry.donor_rows)),
+                    str(TensorRef(entry.target, entry.shape, entry.target_part)),
+                    str(TensorRef(entry.donor, entry.shape, entry.donor_part)),
                 )
             )
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -114,6 +134,22 @@ class MergePlan:
             for row in rows
         ]
         return "\n".join(lines)
+
+    def _shared_heads(self) -> list[str]:
+        parts = [entry.donor_part for entry in self.entries]
+        found = {(part.blocks, part.repeats) for part in parts if part and part.repeats > 1}
+        return [
+            f"the donor has {heads} heads of key and value, each of which is repeated for "
+            f"{repeats} heads of the query in turn"
+            for heads, repeats in sorted(found)
+        ]
+
+    def _scaled(self) -> list[str]:
+        factors = {entry.donor_factor for entry in self.entries} - {1.0}
+        return [
+            f"the donor's query is multiplied with {factor:.6g}: its scores have another scale"
+            for factor in sorted(factors)
+        ]
 
     def _kept(self) -> str:
         shown = ", ".join(f"'{name}'" for name in self.kept_biases[:3])

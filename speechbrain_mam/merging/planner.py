@@ -44,6 +44,12 @@ def make_plan(
 ) -> MergePlan:
     """Check everything that a merge needs and list what it will do.
 
+    Scores are s · q·k. Where the donor's s is not the target's (T5 has no 1/√d, SpeechBrain's
+    RelPosMHAXL takes the model's width for d), the donor's query, weight and bias, is multiplied
+    with s_donor / s_target, so that λ = 0 gives the donor's scores, and a merge does not hang on
+    how the donor happens to be written. Heads of another width are no reason: their rows are mixed
+    by position.
+
     Arguments
     ---------
     target, donor : AttentionIndex
@@ -108,6 +114,7 @@ def make_plan(
     mapped = map_layers(layer_map, target.num_layers, donor.num_layers)
     lams = parse_lam(lam, chosen_layers, chosen_projections)
 
+    factor = donor.scale / target.scale
     entries, kept = [], []
     for layer in chosen_layers:
         for projection in chosen_projections:
@@ -130,8 +137,9 @@ def make_plan(
                         kind=kind,
                         shape=ours.shape,
                         lam=lams[layer, projection],
-                        donor_rows=theirs.rows,
-                        target_rows=ours.rows,
+                        donor_part=theirs.part,
+                        target_part=ours.part,
+                        donor_factor=factor if projection == "query" else 1.0,
                     )
                 )
     return MergePlan(
@@ -154,6 +162,7 @@ def make_plan(
         align=align,
         donor_width=donor.hidden_size,
         kept_biases=tuple(kept),
+        donor_note=donor.architecture.note,
     )
 
 

@@ -14,14 +14,22 @@ from speechbrain_mam.merging.plan import MergePlan, PlanEntry
 
 
 def own_part(entry: PlanEntry, tensor: torch.Tensor) -> torch.Tensor:
-    """The rows of a target's tensor that an entry of the plan is about, as a view."""
-    return tensor if entry.target_rows is None else tensor[slice(*entry.target_rows)]
+    """What of a target's tensor an entry of the plan is about: to be read."""
+    return tensor if entry.target_part is None else entry.target_part.take(tensor)
+
+
+def write_part(entry: PlanEntry, tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Write into a target's tensor what an entry of the plan is about."""
+    if entry.target_part is None:
+        tensor.copy_(values)
+    else:
+        entry.target_part.put(tensor, values)
 
 
 def donor_tensors(
     plan: MergePlan, donor: TensorSource, read_target: Callable[[str], torch.Tensor]
 ) -> Iterator[tuple[PlanEntry, torch.Tensor]]:
-    """The donor's tensor for every entry of a plan: cropped, aligned, scaled as the plan says.
+    """The donor's tensor for every entry of a plan: cropped, scaled, aligned as the plan says.
 
     Of several donors (:class:`~speechbrain_mam.donors.mix.DonorMix`) each is prepared by itself,
     and the weighted mean is given.
@@ -64,6 +72,9 @@ def _prepared(
         }
         # cropped, where the donor is wider
         theirs = {n: theirs[n][tuple(slice(s) for s in e.shape)] for n, e in entries.items()}
+        for name, entry in entries.items():
+            if entry.donor_factor != 1:
+                theirs[name] = theirs[name] * entry.donor_factor
         if plan.align != "none":
             from speechbrain_mam.merging.alignment import (
                 align_layer,  # SciPy takes its time to load

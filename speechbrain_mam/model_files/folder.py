@@ -105,7 +105,7 @@ class ModelFolder:
         return load_bin(file)[name]
 
     def values(self, ref: TensorRef) -> torch.Tensor:
-        """One tensor, or its rows, as numbers: float32, or float64 where it is stored so.
+        """One tensor, or its part, as numbers: float32, or float64 where it is stored so.
 
         Raises
         ------
@@ -115,8 +115,8 @@ class ModelFolder:
         where = f"'{self.files[ref.name]}'"
         check_type(self.types[ref.name], ref.name, where)
         tensor = checked(self.read(ref.name), ref.name, where)
-        rows = tensor if ref.rows is None else tensor[slice(*ref.rows)]
-        return rows if rows.element_size() == 8 else rows.float()
+        part = tensor if ref.part is None else ref.part.take(tensor)
+        return part if part.element_size() == 8 else part.float()
 
     def check_weights(self) -> None:
         """Refuse a model with weights or biases that a library would take for numbers they are not.
@@ -140,23 +140,40 @@ class ModelFolder:
         return architecture(model_type)
 
     def number(self, key: str, tower: str | None = None) -> int | None:
-        """A number in the configuration, with dots between the steps; None where it is not told."""
-        inner = self.config.get(f"{tower}_config")
-        found: Any = inner if isinstance(inner, dict) else self.config
-        for step in key.split("."):
-            found = found.get(step, _UNTOLD) if isinstance(found, dict) else _UNTOLD
+        """A whole number in the configuration, with dots between the steps; None if not told."""
+        found = self._told(key, tower, _UNTOLD)
         if found is _UNTOLD:
             return None
         if not isinstance(found, int):
             raise MAMError(f"'{self.path}': expected a number as '{key}', got {found!r}")
         return found
 
+    def _told(self, key: str, tower: str | None, untold: Any = None) -> Any:
+        inner = self.config.get(f"{tower}_config")
+        found: Any = inner if isinstance(inner, dict) else self.config
+        for step in key.split("."):
+            found = found.get(step, untold) if isinstance(found, dict) else untold
+        return found
+
     def _attention(self, role: str, tower: str | None) -> AttentionIndex:
         row, where = self.row(), f"'{self.path}'"
         check_role(row, role, where)
+        for key, needed in row.requires.items():
+            if (said := self.config.get(key, needed)) != needed:
+                raise MAMError(
+                    f"{where}: config.json says {key!r} is {said!r}; attention of {row.name} can "
+                    f"only be merged with {needed!r}"
+                )
         shapes, tower = choose_tower(self.shapes, row, tower, where)
         repeats = self.number(row.repeats) if row.repeats else None
-        index = index_attention(shapes, row, self.number(row.heads, tower), where, repeats)
+        index = index_attention(
+            shapes,
+            row,
+            self.number(row.heads, tower),
+            where,
+            repeats,
+            told=lambda key: self._told(key, tower),
+        )
         width = self.number("hidden_size", tower)
         if width not in (None, index.hidden_size):
             raise MAMError(

@@ -46,10 +46,6 @@ def open_donor(source: str | Path, tower: str | None = None) -> DonorFolder:
         folder = CTranslate2File(binary)
     else:
         folder = DonorFolder(path.parent, path) if path.is_file() else DonorFolder(path)
-        if folder.row().interleaved:
-            from speechbrain_mam.model_files.interleaved import HeadsTakenApart
-
-            folder = HeadsTakenApart(folder)
     folder.tower = tower
     return folder
 

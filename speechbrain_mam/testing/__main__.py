@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             except LookupError as error:
                 write(f"{target.name:<48}left out: {error}\n")
                 continue
-            fused = any(ref.rows for ref in find_attention(model).tensors.values())
+            fused = any(ref.part for ref in find_attention(model).tensors.values())
             asked_of = [s for s in settings if not (fused and s.donors > 1)]
             found = []
             for setting in tqdm(asked_of, desc=target.name, leave=False, disable=None):

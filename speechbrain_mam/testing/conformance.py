@@ -83,7 +83,7 @@ def check_target(
     """
     donors = [donor] if isinstance(donor, str | Path | Donor) else list(donor)
     refs = find_attention(model).tensors.values()
-    if any(ref.rows is not None for ref in refs):  # fused: λ cannot be learned for several donors
+    if any(ref.part is not None for ref in refs):  # fused: λ cannot be learned for several donors
         donors = donors[:1]
     wanted = pairwise(all_settings(len(donors))) if settings is None else settings
     failures = []

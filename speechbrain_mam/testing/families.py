@@ -39,10 +39,27 @@ WHISPER = {
     **{"max_source_positions": 8, "max_target_positions": 8},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
 }
+MOONSHINE = {
+    **{"hidden_size": WIDTH, "intermediate_size": 8, "vocab_size": 16},
+    **{"encoder_num_hidden_layers": LAYERS, "decoder_num_hidden_layers": 3},
+    **{"encoder_num_attention_heads": HEADS, "decoder_num_attention_heads": HEADS},
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
+}
+PARAKEET = {**BASE, "num_mel_bins": 16, "subsampling_conv_channels": 4, "layerdrop": 0.0}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 TEXT = {**BASE, "vocab_size": 16, "max_position_embeddings": 16, **SPECIAL}
 DISTILBERT = {"vocab_size": 16, "max_position_embeddings": 16, "dim": WIDTH, "hidden_dim": 8}
 DISTILBERT |= {"n_heads": HEADS, "n_layers": LAYERS}
+GROUPED = {**TEXT, "num_attention_heads": 4, "num_key_value_heads": 2}
+GROUPED |= {"attn_implementation": "eager"}
+GEMMA = {**GROUPED, "head_dim": 2}
+GPT2 = {"vocab_size": 16, "n_positions": 16, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
+T5 = {"vocab_size": 16, "d_model": WIDTH, "d_kv": 4, "d_ff": 8, "num_layers": LAYERS}
+T5 |= {"num_decoder_layers": 3, "num_heads": HEADS, "decoder_start_token_id": 0}
+M2M: dict[str, Any] = {**WHISPER, "max_position_embeddings": 16}
+M2M |= {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+for _name in ("num_mel_bins", "max_source_positions", "max_target_positions"):
+    del M2M[_name]
 IMAGE = {**BASE, "image_size": 16, "patch_size": 8}
 TOWERS = {"text_config": dict(TEXT), "vision_config": dict(IMAGE)}
 PATCHES = {**BASE, "patch_size": 8, "num_patches": 4}
@@ -60,6 +77,12 @@ def _inputs(kind: str) -> dict[str, Tensor]:
     ids = torch.tensor([[3, 5, 7, 11, 4, 6]])
     return {
         "wave": {"input_values": torch.randn(1, 64, generator=generator)},
+        "long wave and text": {
+            "input_values": torch.randn(1, 3000, generator=generator),
+            "decoder_input_ids": ids,
+        },
+        "long mel": {"input_features": torch.randn(1, 48, 16, generator=generator)},
+        "text and text": {"input_ids": ids, "decoder_input_ids": ids},
         "frames": {"input_features": torch.randn(1, 6, WIDTH, generator=generator)},
         "spectrogram": {"input_values": torch.randn(1, 16, 8, generator=generator)},
         "mel": {"input_features": torch.randn(1, 4, 16, generator=generator)},
@@ -153,6 +176,19 @@ SPEECH = (
     Family("Whisper's encoder", "WhisperConfig", "WhisperForAudioClassification", WHISPER, "mel",
            biases=NO_KEY_BIAS),
     Family("AST", "ASTConfig", "ASTForAudioClassification", SPECTROGRAM, "spectrogram"),
+    Family("wav2vec 2.0", "Wav2Vec2Config", "Wav2Vec2ForCTC",  # as MMS has it, with adapters
+           {**WAVE, "vocab_size": 8, "do_stable_layer_norm": True, "adapter_attn_dim": 4}, "wave"),
+    Family("wav2vec2-Conformer", "Wav2Vec2ConformerConfig", "Wav2Vec2ConformerForCTC",
+           {**WAVE, "vocab_size": 8, "position_embeddings_type": "relative"}, "wave"),
+    Family("wav2vec2-Conformer", "Wav2Vec2ConformerConfig", "Wav2Vec2ConformerModel",
+           {**WAVE, "position_embeddings_type": "rotary"}, "wave"),
+    Family("SEW", "SEWConfig", "SEWForCTC", {**WAVE, "vocab_size": 8}, "wave"),
+    Family("Moonshine's encoder", "MoonshineConfig", "MoonshineForConditionalGeneration", MOONSHINE,
+           "long wave and text", biases=""),
+    Family("Parakeet", "ParakeetCTCConfig", "ParakeetForCTC",
+           {"encoder_config": PARAKEET, "vocab_size": 8, "pad_token_id": 7}, "long mel"),
+    Family("Parakeet's encoder", "ParakeetEncoderConfig", "ParakeetEncoder",
+           {**PARAKEET, "attention_bias": False}, "long mel", biases=""),
 )  # fmt: skip
 
 TEXTS = (
@@ -176,6 +212,29 @@ TEXTS = (
            {**TEXT, "cls_token_id": 1, "sep_token_id": 2}, "text", biases=""),
     Family("ModernBERT", "ModernBertConfig", "ModernBertModel",
            {**TEXT, "cls_token_id": 1, "sep_token_id": 2, "attention_bias": True}, "text"),
+)  # fmt: skip
+
+ONLY_DONORS = (
+    Family("Llama", "LlamaConfig", "LlamaForCausalLM", GROUPED, "text", heads=4, biases=""),
+    Family("Llama", "MistralConfig", "MistralModel", GROUPED, "text", heads=4, biases=""),
+    Family("Qwen2", "Qwen2Config", "Qwen2ForCausalLM", GROUPED, "text", heads=4,
+           biases="query key value"),
+    Family("Qwen3", "Qwen3Config", "Qwen3Model", {**GROUPED, "head_dim": 2}, "text", heads=4,
+           biases=""),
+    Family("Gemma", "GemmaConfig", "GemmaForCausalLM", {**GEMMA, "num_key_value_heads": 1}, "text",
+           heads=4, biases=""),
+    Family("Gemma", "Gemma2Config", "Gemma2Model",
+           {**GEMMA, "query_pre_attn_scalar": 8, "attn_logit_softcapping": None}, "text", heads=4,
+           biases=""),
+    Family("Gemma 3", "Gemma3TextConfig", "Gemma3TextModel", {**GEMMA, "query_pre_attn_scalar": 2},
+           "text", heads=4, biases=""),
+    Family("GPT-2", "GPT2Config", "GPT2LMHeadModel", GPT2, "text"),
+    Family("T5's encoder", "T5Config", "T5ForConditionalGeneration", T5, "text and text",
+           biases=""),
+    Family("T5's encoder", "MT5Config", "MT5EncoderModel", T5, "text", biases=""),
+    Family("T5's encoder", "UMT5Config", "UMT5EncoderModel", T5, "text", biases=""),
+    Family("M2M-100's and NLLB's encoder", "M2M100Config", "M2M100ForConditionalGeneration", M2M,
+           "text and text"),
 )  # fmt: skip
 
 VISION = (
@@ -206,4 +265,4 @@ TWO_TOWERS = tuple(
     for tower, feed in zip(("text", "vision"), feeds, strict=True)
 )
 
-FAMILIES = (*SPEECH, *TEXTS, *VISION, *TWO_TOWERS)
+FAMILIES = (*SPEECH, *TEXTS, *ONLY_DONORS, *VISION, *TWO_TOWERS)

@@ -61,7 +61,7 @@ class DonorTensors:
         for entry, parts in zip(self.plan.entries, self.parts, strict=True):
             owner = entry.target.rpartition(".")[0]
             trained = parameters.get(f"{owner}.donor_{entry.kind}")
-            found.append(parts if trained is None else (_rows(entry, trained.detach()).clone(),))
+            found.append(parts if trained is None else (trained.detach()[_rows(entry, trained)],))
         return replace(self, parts=tuple(found))
 
     def __iter__(self) -> Iterator[tuple[PlanEntry, tuple[Tensor, ...]]]:
@@ -89,7 +89,7 @@ def merged_by_formula(
     merged = {name: own[name].clone() for name in theirs.targets}
     for entry, parts in theirs:
         lam = lams[0 if len(lams) == 1 else plan.layers.index(entry.layer)].float()
-        target = _rows(entry, own[entry.target]).float()
+        target = own[entry.target][_rows(entry, own[entry.target])].float()
         if len(parts) > 1:
             fixed = torch.cat([lam[:1], (1 - lam[:1]) * torch.tensor(theirs.shares)])
             shares = lam if len(lam) > 1 else fixed
@@ -97,7 +97,7 @@ def merged_by_formula(
             mixed = shares[0] * target + sum(share * part for share, part in pairs)
         else:
             mixed = merge(target, parts[0].float(), _of_entry(entry, lam, plan, setting))
-        _rows(entry, merged[entry.target]).copy_(mixed)
+        merged[entry.target][_rows(entry, merged[entry.target])] = mixed.to(own[entry.target].dtype)
     return merged
 
 
@@ -115,5 +115,11 @@ def _of_entry(entry: PlanEntry, lam: Tensor, plan: MergePlan, setting: Setting) 
     return rows.unsqueeze(1) if entry.kind == "weight" else rows
 
 
-def _rows(entry: PlanEntry, tensor: Tensor) -> Tensor:
-    return tensor if entry.target_rows is None else tensor[slice(*entry.target_rows)]
+def _rows(entry: PlanEntry, tensor: Tensor) -> list[int]:
+    """Which rows of a target's tensor an entry is about, in the order of its heads."""
+    part = entry.target_part
+    if part is None:
+        return list(range(len(tensor)))
+    width = len(tensor) // (part.of * part.blocks)
+    starts = [(block * part.of + part.place) * width for block in range(part.blocks)]
+    return [row for start in starts for row in range(start, start + width)]

@@ -108,7 +108,7 @@ class _LiveDonor(Donor):
     def tensor(self, key: TensorKey) -> Tensor:
         ref = self.index.tensors[key]
         tensor = self._parameters[ref.name].detach()
-        return (tensor if ref.rows is None else tensor[slice(*ref.rows)]).float()
+        return (tensor if ref.part is None else ref.part.take(tensor)).float()
 
 
 def of_model(model: nn.Module) -> Donor:

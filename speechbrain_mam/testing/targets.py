@@ -42,13 +42,23 @@ def _frames(model: nn.Module) -> Any:
     return model(frames.to(next(model.parameters()).dtype))[0]
 
 
+def _frames_with_positions(model: nn.Module) -> Any:
+    generator = torch.Generator().manual_seed(3)
+    dtype = next(model.parameters()).dtype
+    frames, positions = (torch.randn(1, n, WIDTH, generator=generator).to(dtype) for n in (6, 11))
+    # its softmax is in float32 whatever it is stored in, so that half precision needs autocast
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        return model(frames, pos_embs=positions)[0]
+
+
 def _wave(model: nn.Module) -> Any:
     wav = torch.randn(1, 8000, generator=torch.Generator().manual_seed(3))
     return model(wav, torch.ones(1))
 
 
 _ENCODER = {"num_layers": LAYERS, "nhead": HEADS, "d_model": WIDTH, "dropout": 0.0}
-_CONFORMER = {**_ENCODER, "kernel_size": 3, "attention_type": "regularMHA"}
+_CONFORMER = {**_ENCODER, "kernel_size": 3}
+_REGULAR = {"attention_type": "regularMHA"}
 _BEATS = {
     **{"input_patch_size": 16, "embed_dim": 8, "conv_bias": False, "encoder_layers": LAYERS},
     **{"encoder_embed_dim": WIDTH, "encoder_ffn_embed_dim": 8, "encoder_attention_heads": HEADS},
@@ -60,9 +70,14 @@ OTHERS = (
     Target("SpeechBrain's Transformer", "SpeechBrain's Transformer",
            _built(TransformerEncoder, d_ffn=8, normalize_before=True, **_ENCODER), _frames),
     Target("SpeechBrain's Conformer", "SpeechBrain's Conformer",
-           _built(ConformerEncoder, d_ffn=8, **_CONFORMER), _frames),
+           _built(ConformerEncoder, d_ffn=8, **_CONFORMER, **_REGULAR), _frames),
     Target("SpeechBrain's Branchformer", "SpeechBrain's Conformer",
-           _built(BranchformerEncoder, csgu_linear_units=8, **_CONFORMER), _frames),
+           _built(BranchformerEncoder, csgu_linear_units=8, **_CONFORMER, **_REGULAR), _frames),
+    Target("SpeechBrain's Conformer, RelPosMHAXL", "SpeechBrain's RelPosMHAXL",
+           _built(ConformerEncoder, d_ffn=8, attention_type="RelPosMHAXL", **_CONFORMER),
+           _frames_with_positions),
+    Target("SpeechBrain's Conformer, RoPEMHA", "SpeechBrain's RoPEMHA",
+           _built(ConformerEncoder, d_ffn=8, attention_type="RoPEMHA", **_CONFORMER), _frames),
     Target("BEATs", "BEATs", _built(BEATsModel, cfg=_BEATS), _wave),
 )  # fmt: skip
 _ROLES = {row.name: row.roles for row in ARCHITECTURES}
