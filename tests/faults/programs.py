@@ -26,6 +26,9 @@ from faults.harm import normalised
 HARM = str(Path(__file__).with_name("harm.py"))
 EVENTS = str(REPO / "recipes" / "ESC50" / "train.py")
 SEARCH = {"lam_grid": "[0.2, 0.8]", "layer_choices": "['last:1']", "controls": "[random]"}
+SAME_KIND = re.compile(
+    r"(?<=report_)\w+(?=\.png)|(?<=sweep/\.)[0-9a-f]{16}|(?<=sweep/)[0-9a-f]{16}"
+)
 UNEQUAL = ("log.txt", "env.log", ".running.lock", ".running.json", "environment.json")
 """Files that say when and how a run was made."""
 
@@ -66,11 +69,15 @@ class Models:
 
 @dataclass(frozen=True)
 class Program:
-    """A command that writes into ``FOLDER/out``, and what was there before it."""
+    """A command that writes into ``FOLDER``, and what was there before it.
+
+    ``of_interest``: a regular expression for the names that no other program writes as well.
+    """
 
     name: str
     arguments: Callable[[Models, Path], list[str]]
     before: tuple[str, ...] = ()
+    of_interest: str = ""
 
     def prepare(self, models: Models, folder: Path) -> None:
         """Run what goes before."""
@@ -89,8 +96,9 @@ class Program:
     def points(self, models: Models, folder: Path) -> list[tuple[int, str, str]]:
         """All different writes of an undisturbed run: number, kind, name.
 
-        Of a name that is written more than once the first and the last time, but once for all
-        folds. Folders that are made and temporary files that are removed change nothing.
+        Of a name that is written more than once the first and the last time, and one of the
+        pictures of a report, of the points of a sweep. Folders that are made and temporary files
+        that are removed change nothing.
         """
         listed = folder.with_name(f"{folder.name}.list")
         done = self.run(models, folder, list=str(listed))
@@ -98,7 +106,10 @@ class Program:
         found: dict[tuple[str, str], list[int]] = {}
         for line in listed.read_text().splitlines():
             number, kind, path = line.split("\t")
-            key = kind, normalised(path, [str(folder)]).replace("fold_2", "fold_1")
+            name = normalised(path, [str(folder)])
+            if not re.search(self.of_interest, name):
+                continue
+            key = kind, SAME_KIND.sub("…", name)
             if kind == "os.mkdir" or (path.endswith(".part") and kind == "os.remove"):
                 continue
             if kind != "open" or not (folder / path).is_dir():  # opened for fsync
@@ -106,7 +117,7 @@ class Program:
         numbered = {
             (n, *key)
             for key, numbers in found.items()
-            for n in (numbers[0], numbers[0 if "fold_1" in key[1] else -1])
+            for n in (numbers[0], numbers[0 if "…." in key[1] else -1])
         }
         return sorted(numbered)
 
@@ -148,11 +159,21 @@ PROGRAMS = {
             "learnable",
             _speech("mam_learnable", "--ckpt_interval_steps", "2", max_batch_length_s="6"),
         ),
-        Program("search", _speech("mam_zeroshot", **SEARCH)),
+        Program(
+            "search",
+            _speech("mam_zeroshot", **SEARCH),
+            of_interest="sweep|probe|report|results|utterances_mam|plan",
+        ),
         Program("vctk", _speech("mam_learnable", recipe="VCTK")),
-        Program("events", _events("mam_learnable")),
+        Program(
+            "events", _events("mam_learnable"), of_interest="classif|confusion|results|prepared"
+        ),
         Program("events merged", _events("mam_zeroshot", **SEARCH)),
-        Program("folds", _events("mam_zeroshot", "--folds", "1,2", **SEARCH)),
+        Program(
+            "folds",
+            _events("mam_zeroshot", "--folds", "1,2", **SEARCH),
+            of_interest="out/[^/]*$|out/report|fold_2/.*results",
+        ),
         Program("merge", _verb("merge", *_TWO, "--lam", "0.5", "--out", "{folder}/merged")),
         Program(
             "merge --force",
@@ -199,6 +220,8 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
             content = repr(sorted((k, v) for k, v in meta.items() if k != "unixtime")).encode()
         elif file.name == "files.json":
             content = repr(sorted(json.loads(file.read_text()))).encode()
+        elif file.name == "train_log.txt":  # an evaluation that is done again is logged again
+            content = repr(sorted(set(file.read_text().splitlines()))).encode()
         else:
             content = file.read_bytes().replace(str(folder).encode(), b"FOLDER")
         yield name, hashlib.sha256(content).hexdigest()
