@@ -18,6 +18,7 @@ from processes import run_python
 from test_esc50_recipe import command as event_command
 from test_esc50_recipe import save_tones
 from test_recipe import command as speech_command
+from test_seeds import FAKE_RECIPE
 from test_vctk_prepare import save_vctk
 from tiny_beats import save_beats
 
@@ -47,6 +48,10 @@ class Models:
         save_bert(self.folder / "bert")
         save_tones(self.folder / "tones")
         save_beats(self.folder / "beats.pt")
+        code = FAKE_RECIPE.format(tests=str(REPO / "tests"), starts=str(self.folder / "starts"))
+        (self.folder / "fake.py").write_text(code, encoding="utf-8")
+        for method in ("finetune", "mam_learnable"):
+            (self.folder / f"{method}.yaml").write_text(f"method: {method}\n", encoding="utf-8")
 
     @property
     def speech(self) -> dict[str, str]:
@@ -150,6 +155,14 @@ def _verb(*words: str) -> Callable[[Models, Path], list[str]]:
     return arguments
 
 
+def _seeds(models: Models, folder: Path) -> list[str]:
+    """A series of runs that only pretend: what is tried is the series."""
+    yamls = [str(models.folder / f"{method}.yaml") for method in ("finetune", "mam_learnable")]
+    script = str(models.folder / "fake.py")
+    where = ["--seeds", "1", "2", "--out", str(folder / "out")]
+    return ["-m", "speechbrain_mam.seeds", script, *yamls, *where]
+
+
 _TWO = ("{models}/hubert", "{models}/bert")
 _VALID = ("--manifest", "{folder}/out/save/valid.csv", "--device", "cpu")
 PROGRAMS = {
@@ -220,8 +233,10 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
             content = repr(sorted((k, v) for k, v in meta.items() if k != "unixtime")).encode()
         elif file.name == "files.json":
             content = repr(sorted(json.loads(file.read_text()))).encode()
-        elif file.name == "train_log.txt":  # an evaluation that is done again is logged again
-            content = repr(sorted(set(file.read_text().splitlines()))).encode()
+        elif file.name == "train_log.txt" or file.suffix == ".log":
+            # An evaluation that is done again is logged again, a run that is started again, too.
+            lines = file.read_text().replace(str(folder), "FOLDER").splitlines()
+            content = repr(sorted(set(lines))).encode()
         else:
             content = file.read_bytes().replace(str(folder).encode(), b"FOLDER")
         yield name, hashlib.sha256(content).hexdigest()
