@@ -5,8 +5,10 @@ Source: Hsu et al., "HuBERT", arXiv 2106.07447; the model is transformers'.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,38 @@ from speechbrain_mam.model_files.folder import ModelFolder
 from speechbrain_mam.model_files.read import files_sha256
 
 TRAINABLE = ("all", "head", "none")
+
+
+class Labels(Protocol):
+    """What a CTC head writes: a ``CTCAlphabet``, or pieces of words over one."""
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """The label of each token."""
+
+    @property
+    def blank_index(self) -> int:
+        """The label of the CTC blank."""
+
+    @property
+    def spelling(self) -> CTCAlphabet:
+        """The letters that a text is brought into first."""
+
+    @property
+    def letters(self) -> set[str]:
+        """All that a text may hold, spaces aside."""
+
+    def spell(self, text: str) -> str:
+        """A text in these letters."""
+
+    def unknown(self, text: str) -> set[str]:
+        """The characters of a text that are none of the letters."""
+
+    def encode(self, text: str) -> list[int]:
+        """The labels of a text."""
+
+    def decode(self, indices: Sequence[int]) -> str:
+        """The text of labels."""
 
 
 class HubertCTC(nn.Module):
@@ -68,6 +102,8 @@ class HubertCTC(nn.Module):
     ):
         super().__init__()
         one_of("trainable", trainable, TRAINABLE)
+        self._pretrained: tuple[nn.Module, Labels] | None = None
+        self.alphabet: Labels
         folder = resolve_model(source)
         ModelFolder(folder).check_weights()
         overrides: dict[str, Any] = {"layerdrop": layerdrop, "apply_spec_augment": False}
@@ -88,13 +124,44 @@ class HubertCTC(nn.Module):
             self.alphabet = read_alphabet(folder, self.model.config)
         else:
             tokens = ["<pad>", "|", *dict.fromkeys(composed(new_alphabet).replace(" ", ""))]
-            self.alphabet = CTCAlphabet({token: i for i, token in enumerate(tokens)})
-            self.model.lm_head = nn.Linear(self.model.lm_head.in_features, len(tokens))
-            self.model.config.vocab_size = len(tokens)
-            self.model.config.pad_token_id = self.alphabet.blank_index
+            alphabet = CTCAlphabet({token: i for i, token in enumerate(tokens)})
+            head = nn.Linear(self.model.lm_head.in_features, len(tokens))
+            self._put(head, alphabet)
         self._set_trainable(trainable, freeze_feature_extractor)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _put(self, head: nn.Module, alphabet: Labels) -> None:
+        self.model.lm_head, self.alphabet = head, alphabet
+        self.model.config.vocab_size = len(alphabet.ids)
+        self.model.config.pad_token_id = alphabet.blank_index
+
+    def use(self, labels: Labels) -> None:
+        """Give the model a new head over other labels; the pretrained one is kept aside.
+
+        Arguments
+        ---------
+        labels : Labels
+            As :class:`~speechbrain_mam.ctc.pieces.Pieces`.
+        """
+        if self.own_alphabet:  # in a tuple, so that it is no part of the module
+            self._pretrained = (self.model.lm_head, self.alphabet)
+        self.own_alphabet = False
+        self._put(nn.Linear(self.model.lm_head.in_features, len(labels.ids)), labels)
+
+    @contextmanager
+    def pretrained_head(self) -> Iterator[None]:
+        """Within the block the head is the one that came with the model, where there is one."""
+        if self._pretrained is None:
+            yield
+            return
+        new = self.model.lm_head, self.alphabet
+        head, alphabet = self._pretrained
+        self._put(head.to(next(new[0].parameters()).device), alphabet)
+        try:
+            yield
+        finally:
+            self._put(*new)
 
     def files_sha256(self) -> str:
         """SHA-256 of the weights that it was made of: of their file, or of its shards' together."""

@@ -83,6 +83,7 @@ RANGES: dict[str, Range] = {
     "label_smoothing": _SHARE,
     "mixup": _SHARE,
     "spec_drops": _COUNT,
+    "vocab_size": Range(1, whole=True, nothing=True),
     "valid_share": Range(0, 1, open_low=True),
     "num_classes": _ONE,
     "cache_mb": Range(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, TextIO
 
 import speechbrain as sb
@@ -90,6 +91,11 @@ class ASR(TaskBrain):
     def alphabet(self):
         """The CTC head's alphabet."""
         return self.hparams.encoder.alphabet
+
+    def test(self, test_set, name: str, untouched: bool = False) -> dict[str, float]:
+        """As of any task; the untouched model has the head that it came with."""
+        with self.hparams.encoder.pretrained_head() if untouched else nullcontext():
+            return super().test(test_set, name, untouched)
 
     def start_errors(self, details: bool) -> None:
         """Word errors; with ``details`` also by character, half of a small model's evaluation."""
