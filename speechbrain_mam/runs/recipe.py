@@ -24,6 +24,7 @@ from speechbrain_mam.brain.brain import MAMBrain
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report import write_report
+from speechbrain_mam.results.decoding import GREEDY
 from speechbrain_mam.runs.environment import write_environment
 from speechbrain_mam.runs.option_checks import check_ranges
 from speechbrain_mam.runs.yaml_files import load_yaml
@@ -251,6 +252,9 @@ def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
         "results": results,
         "lambdas": lambdas,
     }
+    decoding = getattr(brain, "decoding", None)
+    if decoding is not None and decoding.name != GREEDY:
+        content["decoding"] = decoding.described()
     text = json.dumps(content, indent=2, ensure_ascii=False)
     write_text_beside(folder / "results.json", text)
     lines = ["", "Test set:"]
