@@ -1,7 +1,7 @@
 """What a recogniser's labels are: those of its pretrained head, or SentencePiece's pieces.
 
-A tokenizer is trained once, on the training transcripts, by SpeechBrain's ``SentencePiece``. It lies
-in the save folder with a note of its bits, and in every checkpoint.
+A tokenizer is trained once, on the training transcripts, by SpeechBrain's ``SentencePiece``. It
+lies in the save folder with a note of its bits, and in every checkpoint.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_mam.atomic import write_text_beside
-from speechbrain_mam.ctc.pieces import Pieces
 from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.lobes.pieces import Pieces
 from speechbrain_mam.model_files.read import sha256_of
 from speechbrain_mam.results.fields import get
 from speechbrain_mam.text_files import read_json, read_table

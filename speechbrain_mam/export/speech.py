@@ -12,12 +12,17 @@ import transformers
 import yaml
 from transformers import AutoConfig, Wav2Vec2CTCTokenizer
 
+from speechbrain_mam.ctc.beam_search import Decoding
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.export.graph import GraphYaml
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
 from speechbrain_mam.lobes.ctc_folder import read_extractor
-from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC, Labels
+from speechbrain_mam.lobes.pieces import FILE, SPACE, Pieces
+from speechbrain_mam.results.decoding import BEAM, BEAM_LM, GREEDY
 
+LANGUAGE_MODEL = "lm"
+"""The name of an n-gram in an exported folder, without its end."""
 TOKENIZER_FILES = (
     "vocab.json",
     "tokenizer_config.json",
@@ -51,15 +56,16 @@ def write_huggingface(encoder: HubertCTC, out: Path) -> None:
     for file in out.glob("*.safetensors"):  # written for its owner alone
         file.chmod((out / "config.json").stat().st_mode)
     read_extractor(parent).save_pretrained(out)
-    if encoder.own_alphabet and (parent / "tokenizer_config.json").is_file():
+    if isinstance(encoder.alphabet, Pieces):
+        shutil.copyfile(encoder.alphabet.file, out / FILE)
+    elif encoder.own_alphabet and (parent / "tokenizer_config.json").is_file():
         for name in TOKENIZER_FILES:
             if (parent / name).is_file():
                 shutil.copyfile(parent / name, out / name)
         return
-    vocabulary = json.dumps(encoder.alphabet.ids, indent=2, ensure_ascii=False)
+    known, blank, delimiter = _tokens(encoder.alphabet)
+    vocabulary = json.dumps(known, indent=2, ensure_ascii=False)
     (out / "vocab.json").write_text(vocabulary + "\n", encoding="utf-8")
-    blank, delimiter = encoder.alphabet.blank, encoder.alphabet.delimiter
-    known = encoder.alphabet.ids
     Wav2Vec2CTCTokenizer(
         str(out / "vocab.json"),
         pad_token=blank,
@@ -70,7 +76,20 @@ def write_huggingface(encoder: HubertCTC, out: Path) -> None:
     ).save_pretrained(out)
 
 
-def write_speechbrain(encoder: HubertCTC, out: Path) -> None:
+def _tokens(labels: Labels) -> tuple[dict[str, int], str, str]:
+    """``vocab.json``, its blank and its word delimiter.
+
+    transformers' tokenizer writes tokens one after the other. A piece that begins a word begins
+    with a space here, so that no detokenizer is needed.
+    """
+    if isinstance(labels, CTCAlphabet):
+        return labels.ids, labels.blank, labels.delimiter
+    blank = "<pad>"
+    written = {piece.replace(SPACE, " "): i for piece, i in labels.ids.items()}
+    return {blank if i == labels.blank_index else w: i for w, i in written.items()}, blank, " "
+
+
+def write_speechbrain(encoder: HubertCTC, out: Path, decoding: Decoding) -> None:
     """A folder for ``speechbrain.inference.ASR.EncoderASR.from_hparams(source=…)``.
 
     Its YAML names classes and functions of SpeechBrain, transformers and torch only.
@@ -81,6 +100,8 @@ def write_speechbrain(encoder: HubertCTC, out: Path) -> None:
         With plain layers.
     out : Path
         An empty folder.
+    decoding : Decoding
+        Of the run's test; a language model is copied into the folder.
 
     Raises
     ------
@@ -100,10 +121,17 @@ def write_speechbrain(encoder: HubertCTC, out: Path) -> None:
             "transformers is installed; use --format hf"
         )
     torch.save(encoder.model.state_dict(), out / "model.ckpt")
-    (out / "tokenizer.ckpt").write_text(
-        _labels(encoder.alphabet, encoder.model.config.vocab_size), encoding="utf-8"
-    )
-    (out / "hyperparams.yaml").write_text(_hyperparams(encoder), encoding="utf-8")
+    labels = encoder.alphabet
+    if isinstance(labels, Pieces):
+        shutil.copyfile(labels.file, out / "tokenizer.ckpt")
+    else:
+        assert isinstance(labels, CTCAlphabet)
+        text = _labels(labels, encoder.model.config.vocab_size)
+        (out / "tokenizer.ckpt").write_text(text, encoding="utf-8")
+    if decoding.name == BEAM_LM:
+        model = Path(decoding.options["kenlm_model_path"])
+        shutil.copyfile(model, out / f"{LANGUAGE_MODEL}{model.suffix}")
+    (out / "hyperparams.yaml").write_text(_hyperparams(encoder, decoding), encoding="utf-8")
 
 
 def _labels(alphabet: CTCAlphabet, size: int) -> str:
@@ -121,8 +149,8 @@ def _labels(alphabet: CTCAlphabet, size: int) -> str:
 
 HEAD = """\
 # Inference by SpeechBrain: EncoderASR.from_hparams(source=<this folder>)
-# A CTC recogniser, greedy decoding, no language model. No other package than speechbrain, torch
-# and transformers is named.
+# A CTC recogniser. {decoded}
+# No other package than speechbrain, torch and transformers is named, and what they require.
 
 sample_rate: {rate}
 audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
@@ -141,11 +169,9 @@ TAIL = """
 modules:
     encoder: !ref <encoder>
 
-tokenizer: !new:speechbrain.dataio.encoder.CTCTextEncoder
+tokenizer: !new:{tokenizer}
 
-decoding_function: !name:speechbrain.decoders.ctc_greedy_decode
-    blank_id: {blank}
-
+{decoding}
 pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
     loadables:
         model: !ref <model>
@@ -153,7 +179,13 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 """
 
 
-def _hyperparams(encoder: HubertCTC) -> str:
+GREEDY_FUNCTION = """\
+decoding_function: !name:speechbrain.decoders.ctc_greedy_decode
+    blank_id: {blank}
+"""
+
+
+def _hyperparams(encoder: HubertCTC, decoding: Decoding) -> str:
     model = encoder.model
     config = {k: v for k, v in model.config.to_diff_dict().items() if k not in NOT_CONFIGURATION}
     head = HEAD.format(
@@ -161,9 +193,37 @@ def _hyperparams(encoder: HubertCTC) -> str:
         kind=type(model).__name__,
         config_kind=type(model.config).__name__,
         config=_indented(config, 8),
+        decoded=DECODED[decoding.name],
     )
-    tail = TAIL.format(blank=encoder.alphabet.blank_index)
+    tail = TAIL.format(
+        tokenizer="sentencepiece.SentencePieceProcessor"
+        if isinstance(encoder.alphabet, Pieces)
+        else "speechbrain.dataio.encoder.CTCTextEncoder",
+        decoding=_decoding(decoding, encoder.alphabet.blank_index),
+    )
     return head + _forward(encoder) + tail
+
+
+DECODED = {
+    GREEDY: "Greedy decoding, no language model.",
+    BEAM: "Beam search, no language model.",
+    BEAM_LM: "Beam search with an n-gram, which needs the packages kenlm and pygtrie.",
+}
+
+
+def _decoding(decoding: Decoding, blank: int) -> str:
+    """The decoder as ``EncoderASR`` reads it."""
+    if decoding.name == GREEDY:
+        return GREEDY_FUNCTION.format(blank=blank)
+    options = {"blank_index": blank, "space_token": " ", **decoding.options}
+    model = options.pop("kenlm_model_path")
+    lines = ["decoding_function: !name:speechbrain.decoders.ctc.CTCBeamSearcher", ""]
+    if decoding.name == BEAM_LM:
+        lines = [f"kenlm_model_path: {LANGUAGE_MODEL}{Path(model).suffix}", *lines]
+    lines += ["test_beam_search:", _indented(options, 4).rstrip("\n")]
+    if decoding.name == BEAM_LM:
+        lines.append("    kenlm_model_path: !ref <kenlm_model_path>")
+    return "\n".join(lines) + "\n"
 
 
 def _forward(encoder: HubertCTC) -> str:

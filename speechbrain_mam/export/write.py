@@ -29,7 +29,7 @@ ASR_USE = """\
 ```python
 from speechbrain.inference.ASR import EncoderASR
 
-recogniser = EncoderASR.from_hparams(source=FOLDER)
+recogniser = EncoderASR.from_hparams(source=FOLDER{more})
 text = recogniser.transcribe_file("recording.wav")
 ```
 """
@@ -124,8 +124,11 @@ def _write_hf(run: FinishedRun, folder: Path) -> str:
 
 def _write_speechbrain(run: FinishedRun, folder: Path) -> str:
     if isinstance(run.encoder, speech.HubertCTC):
-        speech.write_speechbrain(run.encoder, folder)
-        return ASR_USE
+        assert run.decoding is not None
+        speech.write_speechbrain(run.encoder, folder, run.decoding)
+        models = [file.name for file in folder.glob(f"{speech.LANGUAGE_MODEL}.*")]
+        given = f'{{"kenlm_model_path": f"{{FOLDER}}/{models[0]}"}}' if models else ""
+        return ASR_USE.format(more=f", overrides={given}" if given else "")
     assert run.classifier is not None
     events.write_speechbrain(run.encoder, run.classifier, run.classes, folder)
     return CLASSIFIER_USE

@@ -21,6 +21,7 @@ from speechbrain_mam.lobes.ctc_folder import (
     read_alphabet,
     read_extractor,
 )
+from speechbrain_mam.lobes.pieces import read_pieces
 from speechbrain_mam.lobes.spelling import composed
 from speechbrain_mam.model_files.find import resolve_model
 from speechbrain_mam.model_files.folder import ModelFolder
@@ -121,7 +122,8 @@ class HubertCTC(nn.Module):
         if new_alphabet is None:
             if language := language_adapter(folder):
                 self.model.load_adapter(language)
-            self.alphabet = read_alphabet(folder, self.model.config)
+            pieces = read_pieces(folder, self.model.config)
+            self.alphabet = pieces or read_alphabet(folder, self.model.config)
         else:
             tokens = ["<pad>", "|", *dict.fromkeys(composed(new_alphabet).replace(" ", ""))]
             alphabet = CTCAlphabet({token: i for i, token in enumerate(tokens)})
@@ -142,7 +144,7 @@ class HubertCTC(nn.Module):
         Arguments
         ---------
         labels : Labels
-            As :class:`~speechbrain_mam.ctc.pieces.Pieces`.
+            As :class:`~speechbrain_mam.lobes.pieces.Pieces`.
         """
         if self.own_alphabet:  # in a tuple, so that it is no part of the module
             self._pretrained = (self.model.lm_head, self.alphabet)

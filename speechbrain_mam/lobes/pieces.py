@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
+
+FILE = "sentencepiece.model"
+"""In an exported recogniser's folder."""
+SPACE = "▁"
 
 
 class Pieces:
@@ -56,8 +61,8 @@ class Pieces:
             raise MAMError(f"'{file}' is no SentencePiece model: {reason}") from error
         if self.processor.unk_id() != self.blank_index:
             raise MAMError(
-                f"'{file}': its unknown piece is label {self.processor.unk_id()}, expected label 0, "
-                "which is the CTC blank; train it with 'unk_id=0'"
+                f"'{file}': its unknown piece is label {self.processor.unk_id()}, expected label "
+                "0, which is the CTC blank; train it with 'unk_id=0'"
             )
 
     @property
@@ -104,3 +109,24 @@ class Pieces:
         """The text of label indices (repeats and blanks removed already)."""
         written = self.processor.decode_ids([i for i in indices if i != self.blank_index])
         return " ".join(written.split())
+
+
+def read_pieces(folder: Path, config: Any) -> Pieces | None:
+    """The labels of a recogniser that this package exported with SentencePiece's; else ``None``.
+
+    Raises
+    ------
+    MAMError
+        If the file is damaged, or its pieces are not as many as the CTC head's labels.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    pieces = Pieces(file, CTCAlphabet({"<pad>": 0, "|": 1}))
+    if len(pieces.ids) != config.vocab_size:
+        raise MAMError(
+            f"'{file}' has {len(pieces.ids)} pieces, the CTC head {config.vocab_size} labels"
+        )
+    letters = sorted({c for piece in pieces.labels[1:] for c in piece} - {SPACE})
+    pieces.spelling = CTCAlphabet({c: i for i, c in enumerate(["<pad>", "|", *letters])})
+    return pieces
