@@ -79,15 +79,38 @@ def set_units(hparams: Mapping[str, Any]) -> None:
         If ``units`` or ``vocab_size`` cannot be had, are others than those of the run that the
         folder holds, or nothing would train the new head.
     """
+    asked, save = check_units(hparams), Path(hparams["save_folder"])
+    if asked["units"] == PRETRAINED:
+        return
+    run_on_main(_train_once, args=[save, asked])
+    attach(save, hparams["encoder"], hparams.get("checkpointer"))
+
+
+def check_units(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """What is asked for, checked before anything of a run's folder is written.
+
+    Returns
+    -------
+    dict
+        ``units``, and ``vocab_size`` where it has a meaning.
+
+    Raises
+    ------
+    MAMError
+        As :func:`set_units`.
+
+    Example
+    -------
+    >>> check_units({"units": "char", "vocab_size": 200, "save_folder": "no such folder"})
+    {'units': 'char', 'vocab_size': None}
+    """
     units, save = hparams.get("units", PRETRAINED), Path(hparams["save_folder"])
     one_of("units", units, UNITS)
     asked = _asked(units, hparams.get("vocab_size"))
     _check_former(save, asked)
-    if units == PRETRAINED:
-        return
-    _check_trained(hparams, save)
-    run_on_main(_train_once, args=[save, asked])
-    attach(save, hparams["encoder"], hparams.get("checkpointer"))
+    if units != PRETRAINED:
+        _check_trained(hparams, save)
+    return asked
 
 
 def attach(save: Path, encoder: HubertCTC, checkpointer: Any = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from speechbrain_mam.ctc.units import PRETRAINED
 from speechbrain_mam.export.run import FinishedRun
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.lobes.pieces import Pieces
@@ -236,8 +237,9 @@ def _data(run: FinishedRun) -> str:
             told.append(f"SHA-256 of its texts: `{prepared['corpus']}`")
     if isinstance(run.encoder, HubertCTC) and isinstance(run.encoder.alphabet, Pieces):
         pieces = run.encoder.alphabet
+        units = run.hparams.get("units", PRETRAINED)
         told.append(
-            f"Labels: {len(pieces.ids)} pieces of SentencePiece (`{run.hparams['units']}`), "
+            f"Labels: {len(pieces.ids)} pieces of SentencePiece (`{units}`), "
             f"SHA-256 `{sha256_of(pieces.file)}`"
         )
     told.append(f"Seed: {run.results['seed']}")

@@ -220,7 +220,8 @@ def _decoding(decoding: Decoding, blank: int) -> str:
     lines = ["decoding_function: !name:speechbrain.decoders.ctc.CTCBeamSearcher", ""]
     if decoding.name == BEAM_LM:
         lines = [f"kenlm_model_path: {LANGUAGE_MODEL}{Path(model).suffix}", *lines]
-    lines += ["test_beam_search:", _indented(options, 4).rstrip("\n")]
+    lines.append("test_beam_search:")
+    lines += [f"    {key}: {json.dumps(value)}" for key, value in options.items()]
     if decoding.name == BEAM_LM:
         lines.append("    kenlm_model_path: !ref <kenlm_model_path>")
     return "\n".join(lines) + "\n"

@@ -21,6 +21,7 @@ from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.brain.brain import MAMBrain
+from speechbrain_mam.ctc.units import check_units
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report import write_report
@@ -82,6 +83,8 @@ def load_recipe(
     check_keys(hparams, [*needed, *searched])
     check_ranges(hparams)
     check_ranges({key: value for key, value in run_opts.items() if value is not None})
+    if "units" in hparams:  # before its folder is written, so that another run's stays as it is
+        check_units(hparams)
     if not hparams.get("download"):  # what is to be downloaded need not be there
         hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
     return hparams, run_opts, str(base), replaced
