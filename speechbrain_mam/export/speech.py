@@ -10,19 +10,25 @@ from typing import Any
 import torch
 import transformers
 import yaml
+from torch import nn
 from transformers import AutoConfig, Wav2Vec2CTCTokenizer
 
 from speechbrain_mam.ctc.beam_search import Decoding
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.export.graph import GraphYaml
+from speechbrain_mam.export.speech_parts import (
+    DECODED,
+    LANGUAGE_MODEL,
+    decoder_yaml,
+    dnn_yaml,
+    label_file,
+)
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
 from speechbrain_mam.lobes.ctc_folder import read_extractor
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC, Labels
 from speechbrain_mam.lobes.pieces import FILE, SPACE, Pieces
-from speechbrain_mam.results.decoding import BEAM, BEAM_LM, GREEDY
+from speechbrain_mam.results.decoding import BEAM_LM
 
-LANGUAGE_MODEL = "lm"
-"""The name of an n-gram in an exported folder, without its end."""
 TOKENIZER_FILES = (
     "vocab.json",
     "tokenizer_config.json",
@@ -42,8 +48,18 @@ def write_huggingface(encoder: HubertCTC, out: Path) -> None:
         With plain layers.
     out : Path
         An empty folder.
+
+    Raises
+    ------
+    MAMError
+        If its head is more than a linear layer.
     """
     model, parent = encoder.model, encoder.folder
+    if not isinstance(model.lm_head, nn.Linear):
+        raise MAMError(
+            "the head has a VanillaNN ('dnn_layers'), which transformers' recognisers have not; "
+            "use --format speechbrain"
+        )
     # Dropout, layerdrop and masking of the training are not the model's: its parent's come back.
     config = AutoConfig.from_pretrained(parent)
     config.vocab_size = model.config.vocab_size
@@ -126,25 +142,12 @@ def write_speechbrain(encoder: HubertCTC, out: Path, decoding: Decoding) -> None
         shutil.copyfile(labels.file, out / "tokenizer.ckpt")
     else:
         assert isinstance(labels, CTCAlphabet)
-        text = _labels(labels, encoder.model.config.vocab_size)
+        text = label_file(labels, encoder.model.config.vocab_size)
         (out / "tokenizer.ckpt").write_text(text, encoding="utf-8")
     if decoding.name == BEAM_LM:
         model = Path(decoding.options["kenlm_model_path"])
         shutil.copyfile(model, out / f"{LANGUAGE_MODEL}{model.suffix}")
     (out / "hyperparams.yaml").write_text(_hyperparams(encoder, decoding), encoding="utf-8")
-
-
-def _labels(alphabet: CTCAlphabet, size: int) -> str:
-    """SpeechBrain's file of a ``CTCTextEncoder``: what each index of the head is written as."""
-    tokens = {index: token for token, index in alphabet.ids.items()}
-    lines = []
-    for index in range(size):
-        token = tokens.get(index)  # a head may be wider than its vocabulary
-        text = "" if token is None else alphabet.text_of(token)
-        lines.append(f"{(alphabet.blank if token == alphabet.blank else text)!r} => {index}\n")
-    lines.append("================\n")
-    lines.append(f"'starting_index' => 0\n'blank_label' => {alphabet.blank!r}\n")
-    return "".join(lines)
 
 
 HEAD = """\
@@ -158,7 +161,7 @@ audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
 
 model: !new:transformers.{kind}
     config: !new:transformers.{config_kind}
-{config}
+{config}{dnn}
 log_softmax: !new:torch.nn.LogSoftmax
     dim: -1
 
@@ -179,12 +182,6 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 """
 
 
-GREEDY_FUNCTION = """\
-decoding_function: !name:speechbrain.decoders.ctc_greedy_decode
-    blank_id: {blank}
-"""
-
-
 def _hyperparams(encoder: HubertCTC, decoding: Decoding) -> str:
     model = encoder.model
     config = {k: v for k, v in model.config.to_diff_dict().items() if k not in NOT_CONFIGURATION}
@@ -194,37 +191,15 @@ def _hyperparams(encoder: HubertCTC, decoding: Decoding) -> str:
         config_kind=type(model.config).__name__,
         config=_indented(config, 8),
         decoded=DECODED[decoding.name],
+        dnn=dnn_yaml(model.lm_head),
     )
     tail = TAIL.format(
         tokenizer="sentencepiece.SentencePieceProcessor"
         if isinstance(encoder.alphabet, Pieces)
         else "speechbrain.dataio.encoder.CTCTextEncoder",
-        decoding=_decoding(decoding, encoder.alphabet.blank_index),
+        decoding=decoder_yaml(decoding, encoder.alphabet.blank_index),
     )
     return head + _forward(encoder) + tail
-
-
-DECODED = {
-    GREEDY: "Greedy decoding, no language model.",
-    BEAM: "Beam search, no language model.",
-    BEAM_LM: "Beam search with an n-gram, which needs the packages kenlm and pygtrie.",
-}
-
-
-def _decoding(decoding: Decoding, blank: int) -> str:
-    """The decoder as ``EncoderASR`` reads it."""
-    if decoding.name == GREEDY:
-        return GREEDY_FUNCTION.format(blank=blank)
-    options = {"blank_index": blank, "space_token": " ", **decoding.options}
-    model = options.pop("kenlm_model_path")
-    lines = ["decoding_function: !name:speechbrain.decoders.ctc.CTCBeamSearcher", ""]
-    if decoding.name == BEAM_LM:
-        lines = [f"kenlm_model_path: {LANGUAGE_MODEL}{Path(model).suffix}", *lines]
-    lines.append("test_beam_search:")
-    lines += [f"    {key}: {json.dumps(value)}" for key, value in options.items()]
-    if decoding.name == BEAM_LM:
-        lines.append("    kenlm_model_path: !ref <kenlm_model_path>")
-    return "\n".join(lines) + "\n"
 
 
 def _forward(encoder: HubertCTC) -> str:

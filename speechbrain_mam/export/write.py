@@ -11,6 +11,7 @@ from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.export import events, speech
 from speechbrain_mam.export.card import model_card
 from speechbrain_mam.export.run import FinishedRun, open_run, quiet
+from speechbrain_mam.export.speech_parts import LANGUAGE_MODEL
 
 FORMATS = ("hf", "speechbrain", "both")
 
@@ -126,7 +127,7 @@ def _write_speechbrain(run: FinishedRun, folder: Path) -> str:
     if isinstance(run.encoder, speech.HubertCTC):
         assert run.decoding is not None
         speech.write_speechbrain(run.encoder, folder, run.decoding)
-        models = [file.name for file in folder.glob(f"{speech.LANGUAGE_MODEL}.*")]
+        models = [file.name for file in folder.glob(f"{LANGUAGE_MODEL}.*")]
         given = f'{{"kenlm_model_path": f"{{FOLDER}}/{models[0]}"}}' if models else ""
         return ASR_USE.format(more=f", overrides={given}" if given else "")
     assert run.classifier is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from speechbrain.lobes.models.VanillaNN import VanillaNN
 from torch import Tensor, nn
 
 from speechbrain_mam.errors import one_of
@@ -82,6 +83,14 @@ class HubertCTC(nn.Module):
         Recompute each layer in backward: less memory, more time.
     dropout : float, optional
         Overrides every dropout of the encoder.
+    dnn_layers, dnn_neurons : int
+        Blocks of SpeechBrain's ``VanillaNN`` before the linear layer of a new head, and their
+        width; none by default.
+
+    Raises
+    ------
+    MAMError
+        If the model cannot be had, or ``trainable`` is none of the three.
 
     Example
     -------
@@ -100,10 +109,13 @@ class HubertCTC(nn.Module):
         layerdrop: float = 0.0,
         gradient_checkpointing: bool = False,
         dropout: float | None = None,
+        dnn_layers: int = 0,
+        dnn_neurons: int = 1024,
     ):
         super().__init__()
         one_of("trainable", trainable, TRAINABLE)
         self._pretrained: tuple[nn.Module, Labels] | None = None
+        self._dnn = dnn_layers, dnn_neurons
         self.alphabet: Labels
         folder = resolve_model(source)
         ModelFolder(folder).check_weights()
@@ -127,8 +139,7 @@ class HubertCTC(nn.Module):
         else:
             tokens = ["<pad>", "|", *dict.fromkeys(composed(new_alphabet).replace(" ", ""))]
             alphabet = CTCAlphabet({token: i for i, token in enumerate(tokens)})
-            head = nn.Linear(self.model.lm_head.in_features, len(tokens))
-            self._put(head, alphabet)
+            self._put(self._new_head(len(tokens)), alphabet)
         self._set_trainable(trainable, freeze_feature_extractor)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -137,6 +148,14 @@ class HubertCTC(nn.Module):
         self.model.lm_head, self.alphabet = head, alphabet
         self.model.config.vocab_size = len(alphabet.ids)
         self.model.config.pad_token_id = alphabet.blank_index
+
+    def _new_head(self, size: int) -> nn.Module:
+        width = self.model.lm_head.in_features
+        blocks, neurons = self._dnn
+        if not blocks:
+            return nn.Linear(width, size)
+        enc = VanillaNN([None, None, width], nn.LeakyReLU, blocks, neurons)
+        return nn.Sequential(enc, nn.Linear(neurons, size))
 
     def use(self, labels: Labels) -> None:
         """Give the model a new head over other labels; the pretrained one is kept aside.
@@ -149,7 +168,7 @@ class HubertCTC(nn.Module):
         if self.own_alphabet:  # in a tuple, so that it is no part of the module
             self._pretrained = (self.model.lm_head, self.alphabet)
         self.own_alphabet = False
-        self._put(nn.Linear(self.model.lm_head.in_features, len(labels.ids)), labels)
+        self._put(self._new_head(len(labels.ids)), labels)
 
     @contextmanager
     def pretrained_head(self) -> Iterator[None]:

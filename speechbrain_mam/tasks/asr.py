@@ -13,7 +13,7 @@ from torch import Tensor
 from speechbrain_mam.ctc.beam_search import Searcher, read_decoding
 from speechbrain_mam.results.decoding import GREEDY, TITLES
 from speechbrain_mam.tasks.finite import check_loss, check_outputs
-from speechbrain_mam.tasks.task import TaskBrain
+from speechbrain_mam.tasks.optimizers import TwoOptimizersBrain
 
 logger = get_logger(__name__)
 
@@ -26,7 +26,7 @@ KEYS = [
 """What a recipe's YAML must have."""
 
 
-class ASR(TaskBrain):
+class ASR(TwoOptimizersBrain):
     """HuBERT-CTC that is fine-tuned, merged, or both.
 
     ``modules`` holds one ``encoder`` (:class:`~speechbrain_mam.lobes.hubert_ctc.HubertCTC`), with
