@@ -44,14 +44,15 @@ if __name__ == "__main__":
         )
 
         # Dataset prep (parsing LJ Speech)
-        run_on_main(
-            prepare_ljspeech,
-            kwargs={
-                "data_folder": hparams["data_folder"],
-                "save_folder": hparams["save_folder"],
-                "alphabet": hparams["encoder"].alphabet,
-            },
-        )
+        if not hparams.get("skip_prep"):
+            run_on_main(
+                prepare_ljspeech,
+                kwargs={
+                    "data_folder": hparams["data_folder"],
+                    "save_folder": hparams["save_folder"],
+                    "alphabet": hparams["encoder"].alphabet,
+                },
+            )
 
         # Labels: those of the pretrained head, or a SentencePiece tokenizer's and a new head
         set_units(hparams)

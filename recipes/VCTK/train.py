@@ -65,16 +65,17 @@ if __name__ == "__main__":
         )
 
         # Dataset prep (parsing VCTK)
-        run_on_main(
-            prepare_vctk,
-            kwargs={
-                "data_folder": hparams["data_folder"],
-                "save_folder": hparams["save_folder"],
-                "alphabet": hparams["encoder"].alphabet,
-                "mic": options.vctk_mic,
-                "split": options.vctk_split,
-            },
-        )
+        if not hparams.get("skip_prep"):
+            run_on_main(
+                prepare_vctk,
+                kwargs={
+                    "data_folder": hparams["data_folder"],
+                    "save_folder": hparams["save_folder"],
+                    "alphabet": hparams["encoder"].alphabet,
+                    "mic": options.vctk_mic,
+                    "split": options.vctk_split,
+                },
+            )
 
         # Labels: those of the pretrained head, or a SentencePiece tokenizer's and a new head
         set_units(hparams)

@@ -110,6 +110,11 @@ def check_units(hparams: Mapping[str, Any]) -> dict[str, Any]:
     _check_former(save, asked)
     if units != PRETRAINED:
         _check_trained(hparams, save)
+    elif hparams.get("dnn_layers") and hparams.get("new_alphabet") is None:
+        raise MAMError(
+            "key 'dnn_layers': the pretrained head is one linear layer; a new one takes 'units' or "
+            "'new_alphabet'"
+        )
     return asked
 
 
