@@ -45,7 +45,7 @@ class NGram:
     -------
     >>> model = NGram(["A B", "A C"], order=2)
     >>> round(model.probability("B", ("A",)), 4)
-    0.3214
+    0.34
     """
 
     def __init__(self, texts: Iterable[str], order: int = ORDER):
