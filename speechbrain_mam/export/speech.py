@@ -27,7 +27,7 @@ from speechbrain_mam.lobes.alphabet import CTCAlphabet
 from speechbrain_mam.lobes.ctc_folder import read_extractor
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC, Labels
 from speechbrain_mam.lobes.pieces import FILE, SPACE, Pieces
-from speechbrain_mam.results.decoding import BEAM_LM
+from speechbrain_mam.results.decoding import BEAM_LM, GREEDY
 
 TOKENIZER_FILES = (
     "vocab.json",
@@ -105,7 +105,11 @@ def _tokens(labels: Labels) -> tuple[dict[str, int], str, str]:
     return {blank if i == labels.blank_index else w: i for w, i in written.items()}, blank, " "
 
 
-def write_speechbrain(encoder: HubertCTC, out: Path, decoding: Decoding) -> None:
+def write_speechbrain(
+    encoder: HubertCTC,
+    out: Path,
+    decoding: Decoding = Decoding(GREEDY, {}),  # noqa: B008
+) -> None:
     """A folder for ``speechbrain.inference.ASR.EncoderASR.from_hparams(source=…)``.
 
     Its YAML names classes and functions of SpeechBrain, transformers and torch only.
@@ -116,7 +120,7 @@ def write_speechbrain(encoder: HubertCTC, out: Path, decoding: Decoding) -> None
         With plain layers.
     out : Path
         An empty folder.
-    decoding : Decoding
+    decoding : Decoding, optional
         Of the run's test; a language model is copied into the folder.
 
     Raises

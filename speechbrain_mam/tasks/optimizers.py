@@ -77,7 +77,7 @@ class TwoOptimizersBrain(TaskBrain):
         return None
 
     @property
-    def lam_rests(self) -> bool:
+    def lam_rests(self) -> bool:  # type: ignore[override]
         """Whether encoder and λ wait for the head."""
         return self.optimizer_step < self.freeze_steps
 
