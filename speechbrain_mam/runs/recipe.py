@@ -21,9 +21,11 @@ from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_mam.atomic import hold_folder, write_text_beside
 from speechbrain_mam.brain.brain import MAMBrain
+from speechbrain_mam.ctc.units import check_units
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report import write_report
+from speechbrain_mam.results.decoding import GREEDY
 from speechbrain_mam.runs.environment import write_environment
 from speechbrain_mam.runs.option_checks import check_ranges
 from speechbrain_mam.runs.yaml_files import load_yaml
@@ -82,6 +84,8 @@ def load_recipe(
     check_keys(hparams, [*needed, *searched])
     check_ranges(hparams)
     check_ranges({key: value for key, value in run_opts.items() if value is not None})
+    if "units" in hparams:  # before its folder is written, so that another run's stays as it is
+        check_units(hparams)
     if not hparams.get("download"):  # what is to be downloaded need not be there
         hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
     if if_main_process():
@@ -254,6 +258,9 @@ def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
         "results": results,
         "lambdas": lambdas,
     }
+    decoding = getattr(brain, "decoding", None)
+    if decoding is not None and decoding.name != GREEDY:
+        content["decoding"] = decoding.described()
     text = json.dumps(content, indent=2, ensure_ascii=False)
     write_text_beside(folder / "results.json", text)
     lines = ["", "Test set:"]

@@ -11,12 +11,16 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.utils.logger import get_logger
 
-from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC, Labels
+from speechbrain_mam.lobes.pieces import Pieces
 from speechbrain_mam.tasks.audio import load_audio, sort_by_duration
 from speechbrain_mam.tasks.corpus import normalize_text
 from speechbrain_mam.tasks.manifest import read_manifest
 from speechbrain_mam.tasks.recordings import check_audio
+
+logger = get_logger(__name__)
 
 COLUMNS = ("ID", "duration", "wav", "wrd")
 """Of a manifest of speech."""
@@ -45,6 +49,7 @@ def speech_dataset(manifest: Path, data_root: str, encoder: HubertCTC) -> Dynami
     for name, row in rows.items():
         # Here, so that WER compares with what the tokens say; a dynamic item would be passed over.
         row["wrd"] = normalize_text(row["wrd"], encoder.alphabet, _where(name, manifest))
+    _say_of_unseen_letters(rows, encoder.alphabet, manifest)
 
     @sb.utils.data_pipeline.takes("id", "wav")
     @sb.utils.data_pipeline.provides("sig")
@@ -61,6 +66,22 @@ def speech_dataset(manifest: Path, data_root: str, encoder: HubertCTC) -> Dynami
         dynamic_items=[audio_pipeline, text_pipeline],
         output_keys=["id", "sig", "wrd", "tokens"],
     )
+
+
+def _say_of_unseen_letters(
+    rows: Mapping[str, Mapping[str, str]], labels: Labels, manifest: Path
+) -> None:
+    """Letters of validation and test texts that no piece has: they cannot be written."""
+    if not isinstance(labels, Pieces):
+        return
+    letters = sorted(labels.unseen("".join({c for row in rows.values() for c in row["wrd"]})))
+    if letters:
+        logger.warning(
+            "'%s' has %s, which the tokenizer has not seen in the training texts: no label writes "
+            "them, and each is an error of its word",
+            manifest,
+            letters,
+        )
 
 
 def check_recordings(dataset: DynamicItemDataset, manifest: Path) -> None:
