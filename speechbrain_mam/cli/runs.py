@@ -39,7 +39,7 @@ RUN_DIR is the output folder of a finished run of speech recognition. Its valida
 by the run's beam search with every α and β; give the best of them to all runs that are compared,
 as --test_beam_search "{alpha: 0.5, beta: 1.5}". The test set is not touched.
 
-example:
+examples:
   speechbrain-mam decode results/LJSpeech/finetune/1986 --lm mini_ljspeech --alpha 0.5 1
 """
 
