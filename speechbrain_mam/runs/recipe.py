@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import speechbrain as sb
 import torch.distributed as dist
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
@@ -28,7 +24,7 @@ from speechbrain_mam.report import write_report
 from speechbrain_mam.results.decoding import GREEDY
 from speechbrain_mam.runs.environment import write_environment
 from speechbrain_mam.runs.option_checks import check_ranges
-from speechbrain_mam.runs.yaml_files import load_yaml
+from speechbrain_mam.runs.yaml_files import load_yaml, parse_arguments
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
 from speechbrain_mam.runs.zeroshot import read_search, search_and_test
 from speechbrain_mam.tasks.asr_data import train_loader_options
@@ -73,10 +69,7 @@ def load_recipe(
     for key, value in (defaults or {}).items():
         if f"--{key}" not in given:
             arguments += [f"--{key}", str(value)]
-    arguments, minutes = _fractions(_lam_as_text(arguments))
-    hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
-    if minutes is not None:
-        run_opts = dataclasses.replace(run_opts, ckpt_interval_minutes=minutes)
+    hparams_file, run_opts, overrides = parse_arguments(arguments)
     if not (dist.is_available() and dist.is_initialized()):  # a recipe may train several times
         ddp_init_group(run_opts)
     hparams, base, replaced = load_yaml(Path(hparams_file), overrides)
@@ -91,46 +84,6 @@ def load_recipe(
     if if_main_process():
         hold_folder(Path(hparams["output_folder"]))
     return hparams, run_opts, str(base), replaced
-
-
-def _lam_as_text(arguments: list[str]) -> list[str]:
-    """The arguments with ``--lam {query: 0.9}`` in quotes: MAM reads the text itself.
-
-    HyperPyYAML would put the mapping's keys into the number that stands in the YAML.
-
-    Example
-    -------
-    >>> _lam_as_text(["mam.yaml", "--lam", "{query: 0.9}", "--lam={key: 1}"])
-    ['mam.yaml', '--lam', "'{query: 0.9}'", "--lam='{key: 1}'"]
-    """
-    words = [re.sub(r"^--lam=(\{.*)$", r"--lam='\1'", word) for word in arguments]
-    after = zip(["", *words], words, strict=False)
-    return [f"'{w}'" if before == "--lam" and w.startswith("{") else w for before, w in after]
-
-
-def _fractions(arguments: list[str]) -> tuple[list[str], float | None]:
-    """The arguments with a whole number in the place of ``--ckpt_interval_minutes 0.5``, and that.
-
-    SpeechBrain compares it with a fraction, but its command line takes whole numbers only.
-
-    Example
-    -------
-    >>> _fractions(["mam.yaml", "--ckpt_interval_minutes=0.5"])
-    (['mam.yaml', '--ckpt_interval_minutes=1'], 0.5)
-    """
-    key, found = "--ckpt_interval_minutes", None
-    words = list(arguments)
-    for i, word in enumerate(words):
-        before, equals, value = word.partition("=")
-        if before == key and not equals and i + 1 < len(words):
-            before, equals, value, i = "", "", words[i + 1], i + 1
-        elif before != key or not equals:
-            continue
-        with suppress(ValueError):
-            if not float(value).is_integer():
-                found = float(value)
-                words[i] = f"{before}{equals}1"
-    return words, found
 
 
 def _corpus_folder(name: str) -> Path:
