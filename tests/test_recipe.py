@@ -302,6 +302,7 @@ def test_the_second_of_two_trainings_in_one_folder_is_told(parts, tmp_path):
         ({"lam": "1.5"}, (), "key 'lam': λ = 1.5 is not a number in [0, 1]"),
         ({"layers": "0-7"}, (), "key 'layers': '0-7' names layer 3, but the target has"),
         ({}, ("--lamda", "0.9"), "has no such key; did you mean --lam?"),
+        ({}, ("--debug_batches", "few"), "argument --debug_batches: invalid int value: 'few'"),
     ],
 )
 def test_bad_input_is_one_line_before_any_step(options, extra, message, parts, tmp_path):
