@@ -151,7 +151,9 @@ def run_stages(brain: TaskBrain, hparams: Mapping[str, Any], datasets: Datasets)
         ``tests/NAME``, a folder that :func:`~speechbrain_mam.report.write_report` takes as a run.
     """
     results, folder = {}, Path(hparams["output_folder"])
-    further = {name: {} for name in datasets if name not in ("train", "valid", "test")}
+    further: dict[str, Results] = {
+        name: {} for name in datasets if name not in ("train", "valid", "test")
+    }
     write_environment(brain)
     if hparams.get("search") and brain.mam is not None:
         read_search(hparams, brain.mam.plan.target_layers)  # a mistake is told before any work
