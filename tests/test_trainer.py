@@ -117,7 +117,10 @@ def everything(trainer, callback):
 OPTIONS = {
     "plain": {},
     "bf16_accumulated": {"bf16": True, "gradient_accumulation_steps": 2},
-    "checkpointing": {"gradient_checkpointing": True},
+    "checkpointing": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    },
 }
 
 

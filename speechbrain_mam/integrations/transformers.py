@@ -27,6 +27,7 @@ from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.integrations.trainer_files import load_own, save_own
 from speechbrain_mam.learning.learnable import keep_donor_out_of_ddp
+from speechbrain_mam.learning.recomputation import use_nonreentrant_checkpointing
 from speechbrain_mam.mam import MAM
 
 
@@ -145,9 +146,10 @@ class MAMCallback(TrainerCallback):
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """That the callback was attached, and to the model that is trained."""
+        """That it was attached, to the model that is trained; and what λ needs of the latter."""
         if self.mam.is_folded or kwargs.get("model", self._model) is not self._model:
             raise MAMError("MAMCallback: another model is trained than that of attach(trainer)")
+        use_nonreentrant_checkpointing(self.mam.target)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """λ back into [0, 1]."""
