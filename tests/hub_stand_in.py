@@ -89,11 +89,8 @@ class Hub:
                 elif line["key"] == "deletedFile":
                     del repo["files"][value["path"]]
             self.commits += 1
-            return {
-                "success": True,
-                "commitUrl": f"{self.url}/{name}/commit/{'0' * 40}",
-                "commitOid": "0" * 40,
-            }
+            url = f"{self.url}/{name}/commit/{'0' * 40}"
+            return {"success": True, "commitUrl": url, "commitOid": "0" * 40}
         siblings = [{"rfilename": path} for path in repo["files"]]
         return {"id": name, "private": repo["private"], "siblings": siblings, "sha": "0" * 40}
 
@@ -131,7 +128,7 @@ def served() -> Iterator[Hub]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub

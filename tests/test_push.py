@@ -57,8 +57,8 @@ def push(tmp_path, capsys, monkeypatch, caplog):
 @pytest.mark.parametrize("lfs", [False, True])
 def test_a_new_repository_is_private(hub, push, lfs):
     hub.lfs = lfs
-    code, out, _ = push()
-    assert code == 0 and f"pushed to {hub.url}/{NAME} (private)" in out
+    code, out, err = push()
+    assert code == 0 and f"pushed to {hub.url}/{NAME} (private)" in out and err == ""
     assert hub.repos == {NAME: {"private": True, "files": HF}}
     assert hub.commits == 1  # all of it or nothing
     assert set(hub.objects) == ({oid(HF["model.safetensors"])} if lfs else set())

@@ -43,8 +43,8 @@ def check_push(name: str) -> str:
     token = os.environ.get(TOKEN, "").strip()
     if not token:
         raise MAMError(
-            f"--push: the environment variable {TOKEN} is not set; expected a token of the Hub with "
-            "the right to write"
+            f"--push: the environment variable {TOKEN} is not set; expected a token of the Hub "
+            "that may write"
         )
     return token
 
