@@ -199,6 +199,24 @@ def test_where_the_second_file_cannot_be_written_the_first_is_as_before(add, mon
     assert files() == {"train.py": SCRIPT.encode(), "train.yaml": YAML.encode()}
 
 
+def test_killed_between_the_two_files(add):
+    """The same command then ends what it began; no lock and no half file is left."""
+    from speechbrain_mam.recipe_edits import add as module
+
+    assert add("--diff")[0] == 0
+    if not (child := os.fork()):
+        real = module.write_beside
+        module.write_beside = lambda file, write: (
+            os._exit(9) if file.name == "train.yaml" else real(file, write)
+        )
+        add("--in-place", script=None, yaml=None)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert Path("train.py").read_text() == NEW_SCRIPT and Path("train.yaml").read_text() == YAML
+    assert add("--in-place", script=None, yaml=None)[0] == 0
+    assert files() == {"train.py": NEW_SCRIPT.encode(), "train.yaml": NEW_YAML.encode()}
+
+
 def test_crlf_tabs_and_a_byte_order_mark_stay(add):
     script = "\ufeff" + NEW_SCRIPT.replace("    ", "\t").replace("\n", "\r\n")
     former = script.replace("MAMBrain, ", "").replace(

@@ -26,6 +26,8 @@ from faults.harm import normalised
 HARM = str(Path(__file__).with_name("harm.py"))
 EVENTS = str(REPO / "recipes" / "ESC50" / "train.py")
 SEARCH = {"lam_grid": "[0.2, 0.8]", "layer_choices": "['last:1']", "controls": "[random]"}
+SCRIPT = "import speechbrain as sb\n\n\nclass ASR(sb.Brain):\n    pass\n"
+"""Of a recipe without MAM."""
 UNEQUAL = ("log.txt", "env.log", ".running.lock", ".running.json", "environment.json")
 """Files that say when and how a run was made."""
 
@@ -44,6 +46,8 @@ class Models:
         save_bert(self.folder / "bert")
         save_tones(self.folder / "tones")
         save_beats(self.folder / "beats.pt")
+        (self.folder / "train.py").write_text(SCRIPT)
+        (self.folder / "train.yaml").write_text("encoder: !new:torch.nn.Identity\n")
 
     @property
     def speech(self) -> dict[str, str]:
@@ -171,6 +175,13 @@ PROGRAMS = {
             "report --force",
             _verb("report", "{folder}/out", "--out", "{folder}/page", "--force"),
             ("learnable",),
+        ),
+        Program(
+            "add",
+            _verb(
+                *("add", "{models}/train.py", "{models}/train.yaml", "--out", "{folder}/copy"),
+                *("--target", "encoder", "--donor", "my/bert"),
+            ),
         ),
         Program("probe", _verb("probe", *_TWO, *_VALID, "--out", "{folder}/probe"), ("learnable",)),
         Program(
