@@ -52,7 +52,7 @@ class Difference:
     relative : float or None
         ‖B − A‖ / ‖A‖; None where it has no number (a norm of 0, NaN, complex).
     largest : float or None
-        The largest |B − A|.
+        The largest difference of an element, without sign.
     cast_only : bool
         Whether B is A in another type, and no more.
     shares : tuple of Share
