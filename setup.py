@@ -58,6 +58,8 @@ setup(
     ],
     extras_require={
         "embedded": EMBEDDED,
+        # Rescoring by an n-gram; kenlm is built where it is installed, by a C++ compiler and CMake
+        "lm": ["kenlm>=0.2", "pygtrie>=2.5"],
         "tensorboard": ["tensorboard>=2.15"],
         "trainer": TRAINER,
         "docs": DOCS,

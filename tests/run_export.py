@@ -6,6 +6,7 @@ JOBS is JSON: a list of (kind, folder, ID → audio file), where kind is ``ctc``
 ``classifier`` or ``card``. Nothing is printed where the package could be imported.
 """
 
+import glob
 import json
 import re
 import shutil
@@ -53,7 +54,9 @@ def ctc(folder):
 def asr(folder):
     from speechbrain.inference.ASR import EncoderASR
 
-    return EncoderASR.from_hparams(source=folder).transcribe_file
+    models = glob.glob(f"{folder}/lm.*")
+    overrides = {"kenlm_model_path": models[0]} if models else {}
+    return EncoderASR.from_hparams(source=folder, overrides=overrides).transcribe_file
 
 
 def beats(folder):

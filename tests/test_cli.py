@@ -552,7 +552,7 @@ def test_plan_as_text_and_json(models: Path, capsys: pytest.CaptureFixture[str])
     assert everything(models) == before
 
 
-VERBS = ("plan", "merge", "probe", "sweep", "export", "report", "doctor")
+VERBS = ("plan", "merge", "probe", "sweep", "export", "report", "decode", "doctor")
 
 
 @pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS)])

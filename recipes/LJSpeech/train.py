@@ -25,6 +25,7 @@ import speechbrain as sb
 from ljspeech_prepare import prepare_ljspeech
 from speechbrain.utils.distributed import run_on_main
 
+from speechbrain_mam.ctc.units import set_units
 from speechbrain_mam.errors import one_line_errors
 from speechbrain_mam.runs.recipe import load_recipe, run_stages
 from speechbrain_mam.tasks.asr import ASR, KEYS
@@ -43,14 +44,18 @@ if __name__ == "__main__":
         )
 
         # Dataset prep (parsing LJ Speech)
-        run_on_main(
-            prepare_ljspeech,
-            kwargs={
-                "data_folder": hparams["data_folder"],
-                "save_folder": hparams["save_folder"],
-                "alphabet": hparams["encoder"].alphabet,
-            },
-        )
+        if not hparams.get("skip_prep"):
+            run_on_main(
+                prepare_ljspeech,
+                kwargs={
+                    "data_folder": hparams["data_folder"],
+                    "save_folder": hparams["save_folder"],
+                    "alphabet": hparams["encoder"].alphabet,
+                },
+            )
+
+        # Labels: those of the pretrained head, or a SentencePiece tokenizer's and a new head
+        set_units(hparams)
         datasets = dataio_prepare(hparams)
 
         # Trainer initialization: the merge stage runs here

@@ -30,6 +30,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import run_on_main
 from vctk_prepare import prepare_vctk
 
+from speechbrain_mam.ctc.units import set_units
 from speechbrain_mam.errors import one_line_errors
 from speechbrain_mam.runs.recipe import load_recipe, run_stages
 from speechbrain_mam.tasks.asr import ASR, KEYS
@@ -64,16 +65,20 @@ if __name__ == "__main__":
         )
 
         # Dataset prep (parsing VCTK)
-        run_on_main(
-            prepare_vctk,
-            kwargs={
-                "data_folder": hparams["data_folder"],
-                "save_folder": hparams["save_folder"],
-                "alphabet": hparams["encoder"].alphabet,
-                "mic": options.vctk_mic,
-                "split": options.vctk_split,
-            },
-        )
+        if not hparams.get("skip_prep"):
+            run_on_main(
+                prepare_vctk,
+                kwargs={
+                    "data_folder": hparams["data_folder"],
+                    "save_folder": hparams["save_folder"],
+                    "alphabet": hparams["encoder"].alphabet,
+                    "mic": options.vctk_mic,
+                    "split": options.vctk_split,
+                },
+            )
+
+        # Labels: those of the pretrained head, or a SentencePiece tokenizer's and a new head
+        set_units(hparams)
         datasets = dataio_prepare(hparams)
 
         # Trainer initialization: the merge stage runs here

@@ -75,6 +75,8 @@ class MAMBrain(DurableBrain):
         projection has been replaced, by an adapter for example.
     """
 
+    lam_rests = False  # a subclass may let λ wait, as for a new head
+
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         for name, wrapper in WRAPPERS.items():
@@ -178,7 +180,7 @@ class MAMBrain(DurableBrain):
         return self._mam_after_freeze_optimizers(super().freeze_optimizers(optimizers), optimizers)
 
     def _mam_after_freeze_optimizers(self, valid, optimizers):
-        if self.history is None:
+        if self.history is None or self.lam_rests:
             return valid
         # One of a frozen target has no gradient, which a GradScaler takes for a mistake.
         valid = {
@@ -197,7 +199,7 @@ class MAMBrain(DurableBrain):
     def _mam_around_fit_batch(self, batch) -> Iterator[None]:
         self._mam_stepped = set()
         yield
-        if self.history is None or self._mam_stepped != {"theirs"}:
+        if self.history is None or self.lam_rests or self._mam_stepped != {"theirs"}:
             return
         lams = self._lams.parameters()
         if any(lam.grad is not None for lam in lams):

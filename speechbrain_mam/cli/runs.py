@@ -1,4 +1,4 @@
-"""``export`` and ``report``: what becomes of finished runs."""
+"""``export``, ``report`` and ``decode``: what becomes of finished runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from speechbrain_mam.cli.parser import Verbs, add_output, add_verb
 from speechbrain_mam.errors import MAMError
 
+ALPHAS, BETAS = [0.25, 0.5, 0.75, 1.0], [0.0, 1.0, 2.0, 3.0]
 EXPORT_HELP = "write a finished run's model as folders that load without this package"
 EXPORT_EXAMPLES = """\
 RUN_DIR is the output folder of a finished run; of audio events, that of one test fold. λ is folded
@@ -36,8 +37,19 @@ examples:
 """
 
 
+DECODE_HELP = "choose a language model's weights on the validation set of a finished run"
+DECODE_EXAMPLES = """\
+RUN_DIR is the output folder of a finished run of speech recognition. Its validation set is decoded
+by the run's beam search with every α and β; give the best of them to all runs that are compared,
+as --test_beam_search "{alpha: 0.5, beta: 1.5}". The test set is not touched.
+
+examples:
+  speechbrain-mam decode results/LJSpeech/finetune/1986 --lm mini_ljspeech --alpha 0.5 1
+"""
+
+
 def add_verbs(verbs: Verbs) -> None:
-    """``export`` and ``report``."""
+    """``export``, ``report`` and ``decode``."""
     export = add_verb(verbs, "export", export_command, EXPORT_HELP, EXPORT_EXAMPLES)
     export.add_argument("run_dir", metavar="RUN_DIR", help="a run's output folder")
     export.add_argument("--format", default="both", help="hf, speechbrain or both; default both")
@@ -51,6 +63,27 @@ def add_verbs(verbs: Verbs) -> None:
     report.add_argument("runs", metavar="RUN_DIR", nargs="+", help="a run's output folder")
     report.add_argument("--out", metavar="DIR", required=True, help="the folder to write into")
     report.add_argument("--force", action="store_true", help="replace the report in DIR")
+
+    decode = add_verb(verbs, "decode", decode_command, DECODE_HELP, DECODE_EXAMPLES)
+    decode.add_argument("run_dir", metavar="RUN_DIR", help="a run's output folder")
+    decode.add_argument("--lm", metavar="FILE", help="an ARPA file or KenLM's; default the run's")
+    for name, values in (("alpha", ALPHAS), ("beta", BETAS)):
+        decode.add_argument(
+            f"--{name}", type=float, nargs="+", default=values, metavar="X",
+            help=f"what to try; default {' '.join(map(str, values))}",
+        )  # fmt: skip
+
+
+def decode_command(options: argparse.Namespace) -> None:
+    """``speechbrain-mam decode``: print the grid, the best weights last."""
+    from speechbrain_mam.export.decode import choose_weights
+
+    plain, found = choose_weights(Path(options.run_dir), options.alpha, options.beta, options.lm)
+    lines = [f"beam search without a language model: WER {plain:.2f} %", "  alpha    beta   WER %"]
+    lines += [f"{one.alpha:7g} {one.beta:7g} {one.wer:7.2f}" for one in reversed(found)]
+    best = found[0]
+    lines.append(f'the best: --test_beam_search "{{alpha: {best.alpha:g}, beta: {best.beta:g}}}"')
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def export_command(options: argparse.Namespace) -> None:

@@ -52,6 +52,18 @@ def hubert_mini() -> Path:
     return folder
 
 
+def packaged_language_model(name: str) -> Path | None:
+    """The n-gram model of a packaged corpus's training texts, where there is one (ARPA).
+
+    Example
+    -------
+    >>> packaged_language_model("mini_vctk").name, packaged_language_model("mini_esc50")
+    ('mini_vctk.arpa', None)
+    """
+    file = _HERE / "data" / f"{name}.arpa"
+    return file if file.is_file() else None
+
+
 def mini_corpus(name: str = "mini_ljspeech", cache: Path | None = None) -> Path:
     """A mini corpus in its real counterpart's layout.
 

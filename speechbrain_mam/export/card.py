@@ -11,8 +11,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+from speechbrain_mam.ctc.units import PRETRAINED
 from speechbrain_mam.export.run import FinishedRun
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.lobes.pieces import Pieces
 from speechbrain_mam.model_files.find import WHEELS, find_offline
+from speechbrain_mam.model_files.read import sha256_of
+from speechbrain_mam.results.decoding import BEAM, BEAM_LM, GREEDY, TITLES
 from speechbrain_mam.results.statistics import ErrorCounts, Interval, rate_interval
 from speechbrain_mam.text_files import read_json
 from speechbrain_mam.version import __version__
@@ -50,7 +55,7 @@ def model_card(run: FinishedRun, usage: str, kind: str) -> str:
         f"---\n{yaml.safe_dump(_metadata(run, parents, kind), sort_keys=False)}---\n# {title}\n",
         _introduction(run),
         f"## Use\n{usage}",
-        f"## Test result\n{_test_result(run)}",
+        f"## Test result\n{_test_result(run, kind)}",
         f"## Parents\n{_table_of(parents)}",
     ]
     if run.donor is not None:
@@ -151,11 +156,24 @@ def _introduction(run: FinishedRun) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _test_result(run: FinishedRun) -> str:
-    count, units, interval = _interval(run)
+SAID = {
+    GREEDY: "greedy CTC decoding, no language model",
+    BEAM: "beam search, no language model",
+    BEAM_LM: "beam search with an n-gram language model",
+}
+
+
+def _test_result(run: FinishedRun, kind: str) -> str:
+    decoder = run.decoding.name if run.decoding is not None else GREEDY
+    # transformers decodes greedily, whatever the test's decoder was
+    simpler = run.is_speech and kind == "transformers" and decoder != GREEDY
+    suffix, shown = f" {TITLES[GREEDY]}" if simpler else "", GREEDY if simpler else decoder
+    count, units, interval = _interval(run, shown if simpler else None)
     lines = ["| | % | 95 % interval |", "| --- | --- | --- |"]
     main = "WER" if run.is_speech else "error"
-    for name, value in run.metrics.items():
+    metrics = {name: value for name, value in run.metrics.items() if name.endswith(suffix)}
+    for full, value in metrics.items():
+        name = full.removesuffix(suffix)
         if name == "loss":
             continue
         bounds = ""
@@ -166,8 +184,8 @@ def _test_result(run: FinishedRun) -> str:
         lines.append(f"| {name} | {value:.2f} | {bounds} |")
     before = run.results["results"].get("untouched")
     if before is not None and run.method != "untouched":
-        lines.append(f"| {main} of the untouched model | {before[main]:.2f} | |")
-    said = "greedy CTC decoding, no language model" if run.is_speech else "one label a clip"
+        lines.append(f"| {main} of the untouched model | {before[f'{main}{suffix}']:.2f} | |")
+    said = SAID[shown] if run.is_speech else "one label a clip"
     lines += [
         "",
         f"{count} {units} of the test set, {said}. The interval is a bootstrap over them.",
@@ -175,13 +193,14 @@ def _test_result(run: FinishedRun) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _interval(run: FinishedRun) -> tuple[int, str, Interval | None]:
+def _interval(run: FinishedRun, decoder: str | None) -> tuple[int, str, Interval | None]:
     """Number of utterances (clips), what they are called, interval of the main error rate."""
     file = run.folder / f"utterances_{run.method.replace(' ', '_')}.json"
     rows = read_json(file)["utterances"]
+    found = [row if decoder is None else row["decoders"][decoder] for row in rows.values()]
     counts = ErrorCounts(
         tuple(rows),
-        np.array([row["errors"] for row in rows.values()]),
+        np.array([row["errors"] for row in found]),
         np.array([row["words"] for row in rows.values()]),
     )
     interval = rate_interval(counts) if len(rows) > 1 else None
@@ -216,5 +235,12 @@ def _data(run: FinishedRun) -> str:
             told.append(f"Test fold: {prepared['fold']}")
         if "corpus" in prepared:
             told.append(f"SHA-256 of its texts: `{prepared['corpus']}`")
+    if isinstance(run.encoder, HubertCTC) and isinstance(run.encoder.alphabet, Pieces):
+        pieces = run.encoder.alphabet
+        units = run.hparams.get("units", PRETRAINED)
+        told.append(
+            f"Labels: {len(pieces.ids)} pieces of SentencePiece (`{units}`), "
+            f"SHA-256 `{sha256_of(pieces.file)}`"
+        )
     told.append(f"Seed: {run.results['seed']}")
     return "\n".join(f"- {line}" for line in told) + "\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from speechbrain_mam.ctc.units import attach
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.learning.linear import MergedModule
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
@@ -29,6 +30,8 @@ def rebuild(folder: Path, hparams: dict[str, Any], results: Mapping[str, Any]) -
         kind = AudioEvents
     else:
         raise MAMError(f"'{folder / 'hyperparams.yaml'}': its 'modules' have no 'classifier'")
+    if isinstance(hparams["encoder"], HubertCTC):
+        attach(folder / "save", hparams["encoder"], hparams.get("checkpointer"))
     mam: MAM | None = hparams.get("mam")
     zero_shot = mam is not None and not mam.learnable
     if zero_shot:

@@ -14,6 +14,7 @@ import transformers
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml.error import YAMLError
 
+from speechbrain_mam.ctc.beam_search import Decoding
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.export.data_only import data_only
 from speechbrain_mam.export.rebuild import rebuild
@@ -21,7 +22,9 @@ from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.merging.methods import METHODS
+from speechbrain_mam.results.decoding import decoding_of, differing_decoders
 from speechbrain_mam.results.runs import read_run
+from speechbrain_mam.tasks.asr import ASR
 from speechbrain_mam.tasks.audio_events import AudioEvents
 from speechbrain_mam.tasks.audio_events_data import class_names
 from speechbrain_mam.tasks.task import TaskBrain
@@ -56,6 +59,8 @@ class FinishedRun:
         λ by layer (or as fine as it was learned).
     results : mapping
         ``results.json``.
+    decoding : Decoding, optional
+        Of speech: how its test decoded.
     """
 
     folder: Path
@@ -71,6 +76,7 @@ class FinishedRun:
     control: str
     lambdas: Mapping[str, float]
     results: Mapping[str, Any] = field(repr=False)
+    decoding: Decoding | None = None
 
     @property
     def is_speech(self) -> bool:
@@ -208,7 +214,19 @@ def _tested(
         control=results["control"],
         lambdas=lambdas,
         results=results,
+        decoding=_decoding(folder, brain, results) if isinstance(brain, ASR) else None,
     )
+
+
+def _decoding(folder: Path, brain: ASR, results: Mapping[str, Any]) -> Decoding:
+    """The decoder of the run's test, by what its YAML says, checked against what it noted."""
+    noted = decoding_of(results, folder / "results.json")
+    if changed := differing_decoders(noted, brain.decoding.described()):
+        raise MAMError(
+            f"'{folder}' was tested with another decoder than its hyperparams.yaml gives now: "
+            f"{changed}. Put the language model of then in its place"
+        )
+    return brain.decoding
 
 
 def _fixed_lambdas(mam: MAM) -> dict[str, float]:

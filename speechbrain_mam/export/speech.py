@@ -10,13 +10,24 @@ from typing import Any
 import torch
 import transformers
 import yaml
+from torch import nn
 from transformers import AutoConfig, Wav2Vec2CTCTokenizer
 
+from speechbrain_mam.ctc.beam_search import Decoding
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.export.graph import GraphYaml
+from speechbrain_mam.export.speech_parts import (
+    DECODED,
+    LANGUAGE_MODEL,
+    decoder_yaml,
+    dnn_yaml,
+    label_file,
+)
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
 from speechbrain_mam.lobes.ctc_folder import read_extractor
-from speechbrain_mam.lobes.hubert_ctc import HubertCTC
+from speechbrain_mam.lobes.hubert_ctc import HubertCTC, Labels
+from speechbrain_mam.lobes.pieces import FILE, SPACE, Pieces
+from speechbrain_mam.results.decoding import BEAM_LM, GREEDY
 
 TOKENIZER_FILES = (
     "vocab.json",
@@ -37,8 +48,18 @@ def write_huggingface(encoder: HubertCTC, out: Path) -> None:
         With plain layers.
     out : Path
         An empty folder.
+
+    Raises
+    ------
+    MAMError
+        If its head is more than a linear layer.
     """
     model, parent = encoder.model, encoder.folder
+    if not isinstance(model.lm_head, nn.Linear):
+        raise MAMError(
+            "the head has a VanillaNN ('dnn_layers'), which transformers' recognisers have not; "
+            "use --format speechbrain"
+        )
     # Dropout, layerdrop and masking of the training are not the model's: its parent's come back.
     config = AutoConfig.from_pretrained(parent)
     config.vocab_size = model.config.vocab_size
@@ -51,15 +72,16 @@ def write_huggingface(encoder: HubertCTC, out: Path) -> None:
     for file in out.glob("*.safetensors"):  # written for its owner alone
         file.chmod((out / "config.json").stat().st_mode)
     read_extractor(parent).save_pretrained(out)
-    if encoder.own_alphabet and (parent / "tokenizer_config.json").is_file():
+    if isinstance(encoder.alphabet, Pieces):
+        shutil.copyfile(encoder.alphabet.file, out / FILE)
+    elif encoder.own_alphabet and (parent / "tokenizer_config.json").is_file():
         for name in TOKENIZER_FILES:
             if (parent / name).is_file():
                 shutil.copyfile(parent / name, out / name)
         return
-    vocabulary = json.dumps(encoder.alphabet.ids, indent=2, ensure_ascii=False)
+    known, blank, delimiter = _tokens(encoder.alphabet)
+    vocabulary = json.dumps(known, indent=2, ensure_ascii=False)
     (out / "vocab.json").write_text(vocabulary + "\n", encoding="utf-8")
-    blank, delimiter = encoder.alphabet.blank, encoder.alphabet.delimiter
-    known = encoder.alphabet.ids
     Wav2Vec2CTCTokenizer(
         str(out / "vocab.json"),
         pad_token=blank,
@@ -70,7 +92,24 @@ def write_huggingface(encoder: HubertCTC, out: Path) -> None:
     ).save_pretrained(out)
 
 
-def write_speechbrain(encoder: HubertCTC, out: Path) -> None:
+def _tokens(labels: Labels) -> tuple[dict[str, int], str, str]:
+    """``vocab.json``, its blank and its word delimiter.
+
+    transformers' tokenizer writes tokens one after the other. A piece that begins a word begins
+    with a space here, so that no detokenizer is needed.
+    """
+    if isinstance(labels, CTCAlphabet):
+        return labels.ids, labels.blank, labels.delimiter
+    blank = "<pad>"
+    written = {piece.replace(SPACE, " "): i for piece, i in labels.ids.items()}
+    return {blank if i == labels.blank_index else w: i for w, i in written.items()}, blank, " "
+
+
+def write_speechbrain(
+    encoder: HubertCTC,
+    out: Path,
+    decoding: Decoding = Decoding(GREEDY, {}),  # noqa: B008
+) -> None:
     """A folder for ``speechbrain.inference.ASR.EncoderASR.from_hparams(source=…)``.
 
     Its YAML names classes and functions of SpeechBrain, transformers and torch only.
@@ -81,6 +120,8 @@ def write_speechbrain(encoder: HubertCTC, out: Path) -> None:
         With plain layers.
     out : Path
         An empty folder.
+    decoding : Decoding, optional
+        Of the run's test; a language model is copied into the folder.
 
     Raises
     ------
@@ -100,29 +141,23 @@ def write_speechbrain(encoder: HubertCTC, out: Path) -> None:
             "transformers is installed; use --format hf"
         )
     torch.save(encoder.model.state_dict(), out / "model.ckpt")
-    (out / "tokenizer.ckpt").write_text(
-        _labels(encoder.alphabet, encoder.model.config.vocab_size), encoding="utf-8"
-    )
-    (out / "hyperparams.yaml").write_text(_hyperparams(encoder), encoding="utf-8")
-
-
-def _labels(alphabet: CTCAlphabet, size: int) -> str:
-    """SpeechBrain's file of a ``CTCTextEncoder``: what each index of the head is written as."""
-    tokens = {index: token for token, index in alphabet.ids.items()}
-    lines = []
-    for index in range(size):
-        token = tokens.get(index)  # a head may be wider than its vocabulary
-        text = "" if token is None else alphabet.text_of(token)
-        lines.append(f"{(alphabet.blank if token == alphabet.blank else text)!r} => {index}\n")
-    lines.append("================\n")
-    lines.append(f"'starting_index' => 0\n'blank_label' => {alphabet.blank!r}\n")
-    return "".join(lines)
+    labels = encoder.alphabet
+    if isinstance(labels, Pieces):
+        shutil.copyfile(labels.file, out / "tokenizer.ckpt")
+    else:
+        assert isinstance(labels, CTCAlphabet)
+        text = label_file(labels, encoder.model.config.vocab_size)
+        (out / "tokenizer.ckpt").write_text(text, encoding="utf-8")
+    if decoding.name == BEAM_LM:
+        model = Path(decoding.options["kenlm_model_path"])
+        shutil.copyfile(model, out / f"{LANGUAGE_MODEL}{model.suffix}")
+    (out / "hyperparams.yaml").write_text(_hyperparams(encoder, decoding), encoding="utf-8")
 
 
 HEAD = """\
 # Inference by SpeechBrain: EncoderASR.from_hparams(source=<this folder>)
-# A CTC recogniser, greedy decoding, no language model. No other package than speechbrain, torch
-# and transformers is named.
+# A CTC recogniser. {decoded}
+# No other package than speechbrain, torch and transformers is named, and what they require.
 
 sample_rate: {rate}
 audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
@@ -130,7 +165,7 @@ audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
 
 model: !new:transformers.{kind}
     config: !new:transformers.{config_kind}
-{config}
+{config}{dnn}
 log_softmax: !new:torch.nn.LogSoftmax
     dim: -1
 
@@ -141,11 +176,9 @@ TAIL = """
 modules:
     encoder: !ref <encoder>
 
-tokenizer: !new:speechbrain.dataio.encoder.CTCTextEncoder
+tokenizer: !new:{tokenizer}
 
-decoding_function: !name:speechbrain.decoders.ctc_greedy_decode
-    blank_id: {blank}
-
+{decoding}
 pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
     loadables:
         model: !ref <model>
@@ -153,7 +186,7 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 """
 
 
-def _hyperparams(encoder: HubertCTC) -> str:
+def _hyperparams(encoder: HubertCTC, decoding: Decoding) -> str:
     model = encoder.model
     config = {k: v for k, v in model.config.to_diff_dict().items() if k not in NOT_CONFIGURATION}
     head = HEAD.format(
@@ -161,8 +194,15 @@ def _hyperparams(encoder: HubertCTC) -> str:
         kind=type(model).__name__,
         config_kind=type(model.config).__name__,
         config=_indented(config, 8),
+        decoded=DECODED[decoding.name],
+        dnn=dnn_yaml(model.lm_head),
     )
-    tail = TAIL.format(blank=encoder.alphabet.blank_index)
+    tail = TAIL.format(
+        tokenizer="sentencepiece.SentencePieceProcessor"
+        if isinstance(encoder.alphabet, Pieces)
+        else "speechbrain.dataio.encoder.CTCTextEncoder",
+        decoding=decoder_yaml(decoding, encoder.alphabet.blank_index),
+    )
     return head + _forward(encoder) + tail
 
 

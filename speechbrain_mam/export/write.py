@@ -11,6 +11,7 @@ from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.export import events, speech
 from speechbrain_mam.export.card import model_card
 from speechbrain_mam.export.run import FinishedRun, open_run, quiet
+from speechbrain_mam.export.speech_parts import LANGUAGE_MODEL
 
 FORMATS = ("hf", "speechbrain", "both")
 
@@ -29,7 +30,7 @@ ASR_USE = """\
 ```python
 from speechbrain.inference.ASR import EncoderASR
 
-recogniser = EncoderASR.from_hparams(source=FOLDER)
+recogniser = EncoderASR.from_hparams(source=FOLDER{more})
 text = recogniser.transcribe_file("recording.wav")
 ```
 """
@@ -124,8 +125,11 @@ def _write_hf(run: FinishedRun, folder: Path) -> str:
 
 def _write_speechbrain(run: FinishedRun, folder: Path) -> str:
     if isinstance(run.encoder, speech.HubertCTC):
-        speech.write_speechbrain(run.encoder, folder)
-        return ASR_USE
+        assert run.decoding is not None
+        speech.write_speechbrain(run.encoder, folder, run.decoding)
+        models = [file.name for file in folder.glob(f"{LANGUAGE_MODEL}.*")]
+        given = f'{{"kenlm_model_path": f"{{FOLDER}}/{models[0]}"}}' if models else ""
+        return ASR_USE.format(more=f", overrides={given}" if given else "")
     assert run.classifier is not None
     events.write_speechbrain(run.encoder, run.classifier, run.classes, folder)
     return CLASSIFIER_USE

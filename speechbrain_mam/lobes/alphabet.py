@@ -63,6 +63,11 @@ class CTCAlphabet:
         """Index of the blank."""
         return self.ids[self.blank]
 
+    @property
+    def spelling(self) -> CTCAlphabet:
+        """The letters that a text is brought into: these, as labels over them have letters too."""
+        return self
+
     @cached_property
     def _labels(self) -> dict[str, int]:
         """The index of each letter. A vocabulary may have é in two characters, a text in one."""

@@ -5,10 +5,13 @@ Source: Hsu et al., "HuBERT", arXiv 2106.07447; the model is transformers'.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from speechbrain.lobes.models.VanillaNN import VanillaNN
 from torch import Tensor, nn
 
 from speechbrain_mam.errors import one_of
@@ -19,12 +22,45 @@ from speechbrain_mam.lobes.ctc_folder import (
     read_alphabet,
     read_extractor,
 )
+from speechbrain_mam.lobes.pieces import read_pieces
 from speechbrain_mam.lobes.spelling import composed
 from speechbrain_mam.model_files.find import resolve_model
 from speechbrain_mam.model_files.folder import ModelFolder
 from speechbrain_mam.model_files.read import files_sha256
 
 TRAINABLE = ("all", "head", "none")
+
+
+class Labels(Protocol):
+    """What a CTC head writes: a ``CTCAlphabet``, or pieces of words over one."""
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """The label of each token."""
+
+    @property
+    def blank_index(self) -> int:
+        """The label of the CTC blank."""
+
+    @property
+    def spelling(self) -> CTCAlphabet:
+        """The letters that a text is brought into first."""
+
+    @property
+    def letters(self) -> set[str]:
+        """All that a text may hold, spaces aside."""
+
+    def spell(self, text: str) -> str:
+        """A text in these letters."""
+
+    def unknown(self, text: str) -> set[str]:
+        """The characters of a text that are none of the letters."""
+
+    def encode(self, text: str) -> list[int]:
+        """The labels of a text."""
+
+    def decode(self, indices: Sequence[int]) -> str:
+        """The text of labels."""
 
 
 class HubertCTC(nn.Module):
@@ -47,6 +83,14 @@ class HubertCTC(nn.Module):
         Recompute each layer in backward: less memory, more time.
     dropout : float, optional
         Overrides every dropout of the encoder.
+    dnn_layers, dnn_neurons : int
+        Blocks of SpeechBrain's ``VanillaNN`` before the linear layer of a new head, and their
+        width; none by default.
+
+    Raises
+    ------
+    MAMError
+        If the model cannot be had, or ``trainable`` is none of the three.
 
     Example
     -------
@@ -65,9 +109,14 @@ class HubertCTC(nn.Module):
         layerdrop: float = 0.0,
         gradient_checkpointing: bool = False,
         dropout: float | None = None,
+        dnn_layers: int = 0,
+        dnn_neurons: int = 1024,
     ):
         super().__init__()
         one_of("trainable", trainable, TRAINABLE)
+        self._pretrained: tuple[nn.Module, Labels] | None = None
+        self._dnn = dnn_layers, dnn_neurons
+        self.alphabet: Labels
         folder = resolve_model(source)
         ModelFolder(folder).check_weights()
         overrides: dict[str, Any] = {"layerdrop": layerdrop, "apply_spec_augment": False}
@@ -85,16 +134,55 @@ class HubertCTC(nn.Module):
         if new_alphabet is None:
             if language := language_adapter(folder):
                 self.model.load_adapter(language)
-            self.alphabet = read_alphabet(folder, self.model.config)
+            pieces = read_pieces(folder, self.model.config)
+            self.alphabet = pieces or read_alphabet(folder, self.model.config)
         else:
             tokens = ["<pad>", "|", *dict.fromkeys(composed(new_alphabet).replace(" ", ""))]
-            self.alphabet = CTCAlphabet({token: i for i, token in enumerate(tokens)})
-            self.model.lm_head = nn.Linear(self.model.lm_head.in_features, len(tokens))
-            self.model.config.vocab_size = len(tokens)
-            self.model.config.pad_token_id = self.alphabet.blank_index
+            alphabet = CTCAlphabet({token: i for i, token in enumerate(tokens)})
+            self._put(self._new_head(len(tokens)), alphabet)
         self._set_trainable(trainable, freeze_feature_extractor)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _put(self, head: nn.Module, alphabet: Labels) -> None:
+        self.model.lm_head, self.alphabet = head, alphabet
+        self.model.config.vocab_size = len(alphabet.ids)
+        self.model.config.pad_token_id = alphabet.blank_index
+
+    def _new_head(self, size: int) -> nn.Module:
+        width = self.model.lm_head.in_features
+        blocks, neurons = self._dnn
+        if not blocks:
+            return nn.Linear(width, size)
+        enc = VanillaNN([None, None, width], nn.LeakyReLU, blocks, neurons)
+        return nn.Sequential(enc, nn.Linear(neurons, size))
+
+    def use(self, labels: Labels) -> None:
+        """Give the model a new head over other labels; the pretrained one is kept aside.
+
+        Arguments
+        ---------
+        labels : Labels
+            As :class:`~speechbrain_mam.lobes.pieces.Pieces`.
+        """
+        if self.own_alphabet:  # in a tuple, so that it is no part of the module
+            self._pretrained = (self.model.lm_head, self.alphabet)
+        self.own_alphabet = False
+        self._put(self._new_head(len(labels.ids)), labels)
+
+    @contextmanager
+    def pretrained_head(self) -> Iterator[None]:
+        """Within the block the head is the one that came with the model, where there is one."""
+        if self._pretrained is None:
+            yield
+            return
+        new = self.model.lm_head, self.alphabet
+        head, alphabet = self._pretrained
+        self._put(head.to(next(new[0].parameters()).device), alphabet)
+        try:
+            yield
+        finally:
+            self._put(*new)
 
     def files_sha256(self) -> str:
         """SHA-256 of the weights that it was made of: of their file, or of its shards' together."""

@@ -11,10 +11,12 @@ from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report.classes import classes_section
 from speechbrain_mam.report.data import as_csv, as_dict
+from speechbrain_mam.report.decoders import decoders_section
 from speechbrain_mam.report.document import (
     Block,
     Heading,
     Picture,
+    Table,
     table_to_markdown,
     to_html,
     to_markdown,
@@ -109,6 +111,9 @@ def make_report(folders: Iterable[Path | str], n_resamples: int = N_RESAMPLES) -
         alt = f"Differences of {systems[0].task.main} with their intervals"
         png = plot_differences([*every, *controls])
         blocks.append(Picture("report_differences.png", png, alt))
+    decoder = str(runs[0].decoding["name"])
+    beside = decoders_section(systems, decoder, n_resamples)
+    blocks += beside
     blocks += folds_section(systems, [*every, *controls])
     blocks += [
         *sweeps_section(runs, n_resamples),
@@ -119,6 +124,8 @@ def make_report(folders: Iterable[Path | str], n_resamples: int = N_RESAMPLES) -
     blocks += environments_section(runs)
     blocks += how_to_read(systems[0].task, has_folds(systems), n_resamples)
     printed = "\n\n".join(table_to_markdown(table) for _, table in tables)
+    decoders = [table_to_markdown(block) for block in beside if isinstance(block, Table)]
+    printed = "\n\n".join([printed, *decoders])
     return Report(runs, systems, [*every, *controls], blocks, printed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Evaluation:
         Reference and recognised text (true and predicted class) by ID.
     folds : mapping of str to int
         The fold that tested each ID; empty where the test set has none.
+    decoders : mapping of str to mapping
+        ``counts`` of the simpler decoders of the same test, by their names.
     """
 
     task: Task
@@ -36,6 +38,7 @@ class Evaluation:
     refs: Mapping[str, str]
     hyps: Mapping[str, str]
     folds: Mapping[str, int]
+    decoders: Mapping[str, Mapping[str, ErrorCounts]] = field(default_factory=dict)
 
     @property
     def main(self) -> ErrorCounts:
@@ -89,6 +92,7 @@ def read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Eva
         folds=dict(zip(ids, column("fold", int), strict=True))
         if any("fold" in utterance for utterance in utterances.values())
         else {},
+        decoders=_decoders(utterances, task, ids, file),
     )
     if task is CLASSIFICATION:
         _check_clips(evaluation, file)
@@ -101,6 +105,31 @@ def read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Eva
                 f"{rate:.2f}: they come from different evaluations; run the test again"
             )
     return evaluation
+
+
+def _decoders(
+    utterances: Mapping[str, Any], task: Task, ids: tuple[str, ...], file: Path
+) -> dict[str, dict[str, ErrorCounts]]:
+    """What the simpler decoders of a test got wrong."""
+    first = utterances[ids[0]]
+    names = first.get("decoders", {}) if isinstance(first, dict) else {}
+    found: dict[str, dict[str, ErrorCounts]] = {}
+    for name in names:
+        found[name] = {}
+        for metric in task.metrics:
+            errors, units = [], []
+            for i in ids:
+                where = f"{file}', {task.item} '{i}"
+                of_all = get(utterances[i], "decoders", dict, where)
+                own = get(of_all, name, dict, f"{where}', field 'decoders")
+                errors.append(get(own, metric.errors, int, f"{where}', decoder '{name}"))
+                units.append(get(utterances[i], metric.units, int, where))
+            found[name][metric.name] = ErrorCounts(
+                ids,
+                fields.counts(errors, metric.errors, file),
+                fields.counts(units, metric.units, file),
+            )
+    return found
 
 
 def _task_of(metrics: Any, name: str, results: Path) -> Task:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.results.decoding import decoding_of, differing_decoders
 from speechbrain_mam.results.evaluations import Evaluation, check_same_test, read_evaluation
 from speechbrain_mam.results.fields import get, number
 from speechbrain_mam.results.search_results import Sweep, read_probe, read_sweep
@@ -44,6 +45,8 @@ class Run:
         By ``""``, or by ``fold 1`` and so on where each test fold had its own search.
     environment : mapping of str to str
         Versions, hashes, device, precision; empty for runs of before there was such a note.
+    decoding : mapping
+        How its tests decoded: a ``name``, and what of it moves a figure.
     """
 
     folder: Path
@@ -57,6 +60,7 @@ class Run:
     sweeps: Mapping[str, Sweep]
     probes: Mapping[str, dict[str, Any]]
     environment: Mapping[str, str]
+    decoding: Mapping[str, Any]
 
     @property
     def task(self) -> Task:
@@ -102,6 +106,11 @@ def read_runs(folders: Iterable[Path | str]) -> list[Run]:
             check_same_test(
                 f"'{runs[0].folder}' ({first_name})", first, f"'{run.folder}' ({name})", evaluation
             )
+        if changed := differing_decoders(runs[0].decoding, run.decoding):
+            raise MAMError(
+                f"runs with different decoders cannot be in one report: '{runs[0].folder}' and "
+                f"'{run.folder}' were tested with {changed}"
+            )
     return runs
 
 
@@ -141,6 +150,7 @@ def read_run(folder: Path) -> Run:
         sweeps=_read_searches(folder, "sweep.json", read_sweep),
         probes=_read_searches(folder, "probe.json", read_probe),
         environment=_read_environment(folder),
+        decoding=decoding_of(content, file),
     )
 
 

@@ -16,6 +16,7 @@ from speechbrain.utils.logger import get_logger
 
 import speechbrain_mam
 from speechbrain_mam.atomic import write_text_beside
+from speechbrain_mam.lobes.pieces import Pieces
 from speechbrain_mam.model_files.read import files_sha256, sha256_of
 from speechbrain_mam.results.runs import ENVIRONMENT, UNIMPORTANT
 from speechbrain_mam.tasks.task import TaskBrain
@@ -46,6 +47,10 @@ def environment_of(brain: TaskBrain) -> dict[str, str]:
     found["package_sha256"] = package_sha256()
     if hasattr(hparams.encoder, "files_sha256"):
         found["target_sha256"] = hparams.encoder.files_sha256()
+    alphabet = getattr(hparams.encoder, "alphabet", None)
+    if isinstance(alphabet, Pieces):
+        found["sentencepiece"] = metadata.version("sentencepiece")
+        found["tokenizer_sha256"] = sha256_of(alphabet.file)
     if mam is not None:
         found["donor_sha256"] = mam.donor_hash
     for manifest in sorted(Path(hparams.save_folder).glob("*.csv")):

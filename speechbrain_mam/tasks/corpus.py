@@ -17,6 +17,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_mam.atomic import write_beside, write_text_beside
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
+from speechbrain_mam.lobes.hubert_ctc import Labels
 from speechbrain_mam.tasks.recordings import check_audio
 from speechbrain_mam.text_files import read_json
 
@@ -39,7 +40,7 @@ class Utterance:
     speaker: str
 
 
-def normalize_text(text: str, alphabet: CTCAlphabet, where: str) -> str:
+def normalize_text(text: str, alphabet: Labels, where: str) -> str:
     """Text in the alphabet of a CTC head, one space between words.
 
     It is the one way from a transcript to a label, for preparations, sweeps, probes and error

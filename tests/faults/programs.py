@@ -18,6 +18,7 @@ from processes import run_python
 from test_esc50_recipe import command as event_command
 from test_esc50_recipe import save_tones
 from test_recipe import command as speech_command
+from test_seeds import FAKE_RECIPE
 from test_vctk_prepare import save_vctk
 from tiny_beats import save_beats
 
@@ -28,6 +29,9 @@ EVENTS = str(REPO / "recipes" / "ESC50" / "train.py")
 SEARCH = {"lam_grid": "[0.2, 0.8]", "layer_choices": "['last:1']", "controls": "[random]"}
 SCRIPT = "import speechbrain as sb\n\n\nclass ASR(sb.Brain):\n    pass\n"
 """Of a recipe without MAM."""
+SAME_KIND = re.compile(
+    r"(?<=report_)\w+(?=\.png)|(?<=sweep/\.)[0-9a-f]{16}|(?<=sweep/)[0-9a-f]{16}"
+)
 UNEQUAL = ("log.txt", "env.log", ".running.lock", ".running.json", "environment.json")
 """Files that say when and how a run was made."""
 
@@ -48,6 +52,10 @@ class Models:
         save_beats(self.folder / "beats.pt")
         (self.folder / "train.py").write_text(SCRIPT)
         (self.folder / "train.yaml").write_text("encoder: !new:torch.nn.Identity\n")
+        code = FAKE_RECIPE.format(tests=str(REPO / "tests"), starts=str(self.folder / "starts"))
+        (self.folder / "fake.py").write_text(code, encoding="utf-8")
+        for method in ("finetune", "mam_learnable"):
+            (self.folder / f"{method}.yaml").write_text(f"method: {method}\n", encoding="utf-8")
 
     @property
     def speech(self) -> dict[str, str]:
@@ -70,11 +78,15 @@ class Models:
 
 @dataclass(frozen=True)
 class Program:
-    """A command that writes into ``FOLDER/out``, and what was there before it."""
+    """A command that writes into ``FOLDER``, and what was there before it.
+
+    ``of_interest``: a regular expression for the names that no other program writes as well.
+    """
 
     name: str
     arguments: Callable[[Models, Path], list[str]]
     before: tuple[str, ...] = ()
+    of_interest: str = ""
 
     def prepare(self, models: Models, folder: Path) -> None:
         """Run what goes before."""
@@ -93,8 +105,9 @@ class Program:
     def points(self, models: Models, folder: Path) -> list[tuple[int, str, str]]:
         """All different writes of an undisturbed run: number, kind, name.
 
-        Of a name that is written more than once the first and the last time, but once for all
-        folds. Folders that are made and temporary files that are removed change nothing.
+        Of a name that is written more than once the first and the last time, and one of the
+        pictures of a report, of the points of a sweep. Folders that are made and temporary files
+        that are removed change nothing.
         """
         listed = folder.with_name(f"{folder.name}.list")
         done = self.run(models, folder, list=str(listed))
@@ -102,7 +115,10 @@ class Program:
         found: dict[tuple[str, str], list[int]] = {}
         for line in listed.read_text().splitlines():
             number, kind, path = line.split("\t")
-            key = kind, normalised(path, [str(folder)]).replace("fold_2", "fold_1")
+            name = normalised(path, [str(folder)])
+            if not re.search(self.of_interest, name):
+                continue
+            key = kind, SAME_KIND.sub("…", name)
             if kind == "os.mkdir" or (path.endswith(".part") and kind == "os.remove"):
                 continue
             if kind != "open" or not (folder / path).is_dir():  # opened for fsync
@@ -110,7 +126,7 @@ class Program:
         numbered = {
             (n, *key)
             for key, numbers in found.items()
-            for n in (numbers[0], numbers[0 if "fold_1" in key[1] else -1])
+            for n in (numbers[0], numbers[0 if "…." in key[1] else -1])
         }
         return sorted(numbered)
 
@@ -143,6 +159,14 @@ def _verb(*words: str) -> Callable[[Models, Path], list[str]]:
     return arguments
 
 
+def _seeds(models: Models, folder: Path) -> list[str]:
+    """A series of runs that only pretend: what is tried is the series."""
+    yamls = [str(models.folder / f"{method}.yaml") for method in ("finetune", "mam_learnable")]
+    script = str(models.folder / "fake.py")
+    where = ["--seeds", "1", "2", "--out", str(folder / "out")]
+    return ["-m", "speechbrain_mam.seeds", script, *yamls, *where]
+
+
 _TWO = ("{models}/hubert", "{models}/bert")
 _VALID = ("--manifest", "{folder}/out/save/valid.csv", "--device", "cpu")
 PROGRAMS = {
@@ -152,11 +176,21 @@ PROGRAMS = {
             "learnable",
             _speech("mam_learnable", "--ckpt_interval_steps", "2", max_batch_length_s="6"),
         ),
-        Program("search", _speech("mam_zeroshot", **SEARCH)),
+        Program(
+            "search",
+            _speech("mam_zeroshot", **SEARCH),
+            of_interest="sweep|probe|report|results|utterances_mam|plan",
+        ),
         Program("vctk", _speech("mam_learnable", recipe="VCTK")),
-        Program("events", _events("mam_learnable")),
+        Program(
+            "events", _events("mam_learnable"), of_interest="classif|confusion|results|prepared"
+        ),
         Program("events merged", _events("mam_zeroshot", **SEARCH)),
-        Program("folds", _events("mam_zeroshot", "--folds", "1,2", **SEARCH)),
+        Program(
+            "folds",
+            _events("mam_zeroshot", "--folds", "1,2", **SEARCH),
+            of_interest="out/[^/]*$|out/report|fold_2/.*results",
+        ),
         Program("merge", _verb("merge", *_TWO, "--lam", "0.5", "--out", "{folder}/merged")),
         Program(
             "merge --force",
@@ -210,6 +244,10 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
             content = repr(sorted((k, v) for k, v in meta.items() if k != "unixtime")).encode()
         elif file.name == "files.json":
             content = repr(sorted(json.loads(file.read_text()))).encode()
+        elif file.name == "train_log.txt" or file.suffix == ".log":
+            # An evaluation that is done again is logged again, a run that is started again, too.
+            lines = file.read_text().replace(str(folder), "FOLDER").splitlines()
+            content = repr(sorted(set(lines))).encode()
         else:
             content = file.read_bytes().replace(str(folder).encode(), b"FOLDER")
         yield name, hashlib.sha256(content).hexdigest()
