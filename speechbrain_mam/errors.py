@@ -82,6 +82,11 @@ def one_line_errors() -> Iterator[None]:
     Example
     -------
     >>> with one_line_errors():
+    ...     raise ValueError("no handler") from OSError(28, "No space left on device", "log.txt")
+    Traceback (most recent call last):
+    ...
+    SystemExit: 2
+    >>> with one_line_errors():
     ...     raise MAMError("key 'lam': λ = 2 is not a number in [0, 1]")
     Traceback (most recent call last):
     ...
@@ -92,10 +97,12 @@ def one_line_errors() -> Iterator[None]:
     except MAMError as error:
         logging.getLogger("speechbrain_mam").error("%s", one_line(str(error)))
         raise SystemExit(2) from error
-    except OSError as error:
-        if error.filename is None and error.filename2 is None:  # of a socket, of a bug
-            raise
-        logging.getLogger("speechbrain_mam").error("%s", one_line(of_the_system(error)))
+    except (OSError, ValueError) as error:
+        # logging has a ValueError for a log that cannot be opened, whose cause is the system's
+        told = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(told, OSError) or told.filename is told.filename2 is None:
+            raise  # of a socket, of a bug
+        logging.getLogger("speechbrain_mam").error("%s", one_line(of_the_system(told)))
         raise SystemExit(2) from error
 
 
