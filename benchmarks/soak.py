@@ -72,7 +72,8 @@ def held() -> dict[str, float]:
 
 
 def train(steps: int, with_mam: bool, folder: Path) -> list[dict[str, float]]:
-    """The notes of one training."""
+    """The notes of one training, on one thread."""
+    torch.set_num_threads(1)
     save_checkpoint(SHAPES["tiny"], folder / "hubert")
     torch.manual_seed(1)
     config = BertConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
