@@ -1,0 +1,168 @@
+"""A row of the proof: the recipe with MAM's lines is trained, resumed, evaluated twice, checked."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from processes import run_python
+from proof.table import Row
+
+WITNESS = Path(__file__).with_name("witness.py")
+START = 0.95
+CLASS = re.compile(r"^class (\w+)\((sb\.(?:core\.)?Brain)\):$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What came of a row."""
+
+    row: Row
+    lines: int
+    tensors: int = 0
+    found: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The row of the printed table."""
+        where = f"`{self.row.script.removeprefix('recipes/')}`, `{Path(self.row.yaml).name}`"
+        tensors = self.tensors or "–"
+        return (
+            f"| {self.row.name} | {where} | `{self.row.target}` | {tensors} | {self.lines} "
+            f"| {'; '.join(self.found)} |"
+        )
+
+
+HEAD = (
+    "| recipe | files | target | tensors merged | lines | found |\n"
+    "| --- | --- | --- | --- | --- | --- |"
+)
+
+
+def add_lines(row: Row, script: str, yaml: str, donor: str) -> tuple[str, str, int]:
+    """MAM in a recipe, as `docs/recipe.md` says: the two texts, and how many lines changed."""
+    before = (script, yaml)
+    script, imports = re.subn(
+        r"^import speechbrain as sb$",
+        r"\g<0>\nfrom speechbrain_mam import MAMBrain",
+        script,
+        count=1,
+        flags=re.MULTILINE,
+    )
+    script, classes = CLASS.subn(r"class \1(MAMBrain, \2):", script)
+    assert (imports, classes) == (1, 1), row.script
+    for old, new in row.changed:
+        assert yaml.count(f"\n{old}\n") == 1, old
+        yaml = yaml.replace(f"\n{old}\n", f"\n{new}\n")
+    lines = [
+        "mam: !new:speechbrain_mam.MAM",
+        f"    target: !ref <{row.target}>",
+        f"    donor: {donor}",
+        "mam_optimizer: !name:torch.optim.Adam",
+        "    lr: 0.002",
+    ]
+    after = (script, "\n".join([yaml.rstrip(), "", *lines, ""]))
+    return *after, sum(changed_lines(*pair) for pair in zip(before, after, strict=True))
+
+
+def changed_lines(old: str, new: str) -> int:
+    """How many lines a diff of two texts adds and takes away."""
+    lines = difflib.ndiff(old.splitlines(), new.splitlines())
+    return sum(line.startswith(("+ ", "- ")) for line in lines)
+
+
+def prove(row: Row, recipes: Path, parts: Path, folder: Path) -> Proven:
+    """Run a row; an assertion says what did not hold.
+
+    Arguments
+    ---------
+    row : Row
+        What is tried.
+    recipes : Path
+        The folder that holds SpeechBrain's ``recipes``.
+    parts : Path
+        What :func:`proof.material.make_parts` made.
+    folder : Path
+        An empty one.
+    """
+    place = folder / "recipe"
+    shutil.copytree((recipes / row.script).parent, place)
+    script, yaml = place / Path(row.script).name, place / "stand_in.yaml"
+    texts = add_lines(row, script.read_text("utf-8"), row.stand_in(), str(parts / "bert"))
+    script.write_text(texts[0], encoding="utf-8")
+    yaml.write_text(texts[1], encoding="utf-8")
+    given = {key: value.format(parts=parts) for key, value in row.options.items()}
+    given |= {"output_folder": str(folder / "out"), "data_folder": str(parts)}
+    if row.refusal:
+        said = train(script, yaml, given, folder, refused=True)
+        assert row.refusal in said, said[-3000:]
+        return Proven(row, texts[2], found=(f"refused: “{row.refusal}”",))
+    first = train(script, yaml, given, folder)
+    check(row, first, lambdas(folder / "out"), epochs=1)
+    resumed = train(script, yaml, given | {"number_of_epochs": "2"}, folder)
+    check(row, resumed, lambdas(folder / "out"), epochs=2)
+    started, once, twice = lambdas(folder / "out")
+    assert started == [START] * 3 and started != once != twice, "λ does not move"
+    log = (folder / "out" / "train_log.txt").read_text(encoding="utf-8")
+    assert len(re.findall(r"^epoch: [12], .*valid loss", log, re.MULTILINE)) == 2, log
+    tested = [line for line in log.splitlines() if "test loss" in line]
+    tested = [re.sub(r"test loss: [^ ,]+", "", line) for line in tested]
+    assert len(set(tested[-2:])) == 1, tested
+    return Proven(row, texts[2], first["tensors"], seen(resumed))
+
+
+def train(
+    script: Path, yaml: Path, given: dict[str, str], folder: Path, refused: bool = False
+) -> Any:
+    """The notes of the witness, or what a refused recipe said."""
+    words = [word for key, value in given.items() for word in (f"--{key}", value)]
+    notes = folder / "notes.json"
+    notes.unlink(missing_ok=True)
+    done = run_python(
+        WITNESS, notes, script.name, yaml, *words, "--device", "cpu", cwd=script.parent
+    )
+    if refused:
+        assert done.returncode != 0, "it was not refused"
+        return done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return json.loads(notes.read_text(encoding="utf-8"))
+
+
+def check(row: Row, notes: dict[str, Any], rows: list[list[float]], epochs: int) -> None:
+    """What must hold of every row, after every run."""
+    assert notes["kept_at_start"], "putting λ in has changed the target's own tensors"
+    assert len(rows) == 1 + epochs, rows
+    first, second, *_ = evaluations = notes["evaluations"]
+    assert first["losses"] and first["losses"] == second["losses"], evaluations
+    for one in evaluations:
+        assert one["folded"] and not one["lam_left"], one
+        assert one["off_formula"] < 1e-6 < one["off_own"], one
+        assert not one["others_differ"], one["others_differ"]
+        assert one["in_checkpoint"] > notes["tensors"] or row.changed, one
+        assert all(0 < lam < 1 and lam != START for (lam,) in one["lam"]), one["lam"]
+
+
+def lambdas(output: Path) -> list[list[float]]:
+    """λ of every layer, one row for the start and one for each epoch."""
+    with (output / "lambdas.csv").open(encoding="utf-8") as stream:
+        return [[float(value) for value in row[1:]] for row in list(csv.reader(stream))[1:]]
+
+
+def seen(notes: dict[str, Any]) -> tuple[str, ...]:
+    """What is particular to a recipe."""
+    last = notes["evaluations"][-1]
+    found = ["λ and the weights are trained" if last["trained"] else "λ is trained alone"]
+    if notes["loaded_later"]:
+        found.append("a pretrainer loads after the merge")
+    if notes["averaged"]:
+        found.append("checkpoints are averaged")
+    if any(one["saved"] for one in notes["evaluations"]):
+        found.append("saves at TEST")
+    if last["optimizer"] == "SGD":
+        found.append("Adam becomes SGD")
+    return tuple(found)
