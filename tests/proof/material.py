@@ -1,4 +1,4 @@
-"""Tiny random models, some seconds of sound and manifests, as the recipes of the proof read them."""
+"""Tiny random models, some seconds of sound and manifests, as the proof's recipes read them."""
 
 from __future__ import annotations
 

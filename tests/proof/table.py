@@ -29,7 +29,9 @@ class Row:
     options : dict
         Overrides; ``{parts}`` stands for the folder of models, audio and manifests.
     changed : tuple of (str, str)
-        Lines of the YAML, as they are and as they must be, besides those that are added.
+        Lines of either file, as they are and as they must be, besides those that are added.
+    because : str
+        Why they must be changed.
     refusal : str
         Where the recipe is refused as it is: what the error must say.
     needs : tuple of str
@@ -45,6 +47,7 @@ class Row:
     stand_ins: tuple[str, ...]
     options: dict[str, str] = field(default_factory=dict)
     changed: tuple[tuple[str, str], ...] = ()
+    because: str = ""
     refusal: str = ""
     needs: tuple[str, ...] = ()
     telling: bool = False
@@ -60,6 +63,10 @@ _LIBRISPEECH = "recipes/LibriSpeech/ASR"
 _RELATIVE = {"encoder_module": "conformer", "attention_type": "RelPosMHAXL"}
 _ONE_TEST = {"test_csv": "[{parts}/data.csv]"}
 _ADAPTERS = ("    all_linear: True", '    target_layers: ["*.fc1", "*.fc2", "*.out_proj"]')
+_ACCURACY = (
+    '            stage_stats["acc"] = sum(self.acc_metric) / len(self.acc_metric)',
+    '            stage_stats["acc"] = float(sum(self.acc_metric) / len(self.acc_metric))',
+)
 
 ROWS = (
     Row(
@@ -104,6 +111,7 @@ ROWS = (
         ("whisper", "whisper_lora"),
         _ONE_TEST,
         changed=(_ADAPTERS,),
+        because="adapters stand in the other layers",
     ),
     Row(
         "AISHELL-1, Transformer",
@@ -164,5 +172,7 @@ ROWS = (
         "hparams/wav2vec2_base.yaml",
         "wav2vec2",
         ("wav2vec2_pretraining",),
+        changed=(_ACCURACY,),
+        because="SpeechBrain 1.1 reads no checkpoint whose meta holds a tensor",
     ),
 )
