@@ -175,4 +175,20 @@ ROWS = (
         changed=(_ACCURACY,),
         because="SpeechBrain 1.1 reads no checkpoint whose meta holds a tensor",
     ),
+    Row(
+        "LibriSpeech, CTC with wav2vec 2.0",
+        f"{_LIBRISPEECH}/CTC/train_with_wav2vec.py",
+        "hparams/train_hf_wav2vec.yaml",
+        "wav2vec2",
+        ("librispeech_ctc",),
+        {"enc": "{{input_shape: [null, null, 16]}}"},
+    ),
+    Row(
+        "IEMOCAP, emotions with wav2vec 2.0",
+        "recipes/IEMOCAP/emotion_recognition/train_with_wav2vec2.py",
+        "hparams/train_with_wav2vec2.yaml",
+        "wav2vec2",
+        ("iemocap",),
+        {"encoder_dim": "16"},
+    ),
 )
