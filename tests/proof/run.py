@@ -157,7 +157,8 @@ def lambdas(output: Path) -> list[list[float]]:
 def seen(row: Row, notes: dict[str, Any]) -> tuple[str, ...]:
     """What is particular to a recipe."""
     last = notes["evaluations"][-1]
-    found = ["λ and the encoder are trained" if last["trained"] else "the encoder is frozen, λ is learned"]
+    trained, frozen = "λ and the encoder are trained", "the encoder is frozen, λ is learned"
+    found = [trained if last["trained"] else frozen]
     if notes["loaded_later"]:
         found.append("a pretrainer loads after the merge")
     if notes["averaged"]:

@@ -60,8 +60,6 @@ class Row:
 
 _WHISPER = "train_with_whisper.py"
 _LIBRISPEECH = "recipes/LibriSpeech/ASR"
-_RELATIVE = {"encoder_module": "conformer", "attention_type": "RelPosMHAXL"}
-_ONE_TEST = {"test_csv": "[{parts}/data.csv]"}
 _ADAPTERS = ("    all_linear: True", '    target_layers: ["*.fc1", "*.fc2", "*.out_proj"]')
 _ACCURACY = (
     '            stage_stats["acc"] = sum(self.acc_metric) / len(self.acc_metric)',
@@ -82,8 +80,7 @@ ROWS = (
         f"recipes/CommonVoice/ASR/transformer/{_WHISPER}",
         "hparams/train_hf_whisper.yaml",
         "whisper",
-        ("whisper", "whisper_plain"),
-        {"test_csv": "{parts}/data.csv"},
+        ("whisper", "whisper_plain", "whisper_commonvoice"),
         telling=True,
     ),
     Row(
@@ -91,16 +88,14 @@ ROWS = (
         f"{_LIBRISPEECH}/transformer/{_WHISPER}",
         "hparams/train_hf_whisper.yaml",
         "whisper",
-        ("whisper", "whisper_plain"),
-        _ONE_TEST,
+        ("whisper", "whisper_plain", "whisper_librispeech"),
     ),
     Row(
         "LibriSpeech, Whisper, LoRA in every linear layer",
         f"{_LIBRISPEECH}/transformer/{_WHISPER}",
         "hparams/train_whisper_lora.yaml",
         "whisper",
-        ("whisper", "whisper_lora"),
-        _ONE_TEST,
+        ("whisper", "whisper_lora", "whisper_librispeech"),
         refusal="a projection has either an adapter or MAM",
     ),
     Row(
@@ -108,8 +103,7 @@ ROWS = (
         f"{_LIBRISPEECH}/transformer/{_WHISPER}",
         "hparams/train_whisper_lora.yaml",
         "whisper",
-        ("whisper", "whisper_lora"),
-        _ONE_TEST,
+        ("whisper", "whisper_lora", "whisper_librispeech"),
         changed=(_ADAPTERS,),
         because="adapters stand in the other layers",
     ),
@@ -118,7 +112,7 @@ ROWS = (
         "recipes/AISHELL-1/ASR/transformer/train.py",
         "hparams/train_ASR_transformer.yaml",
         "Transformer",
-        ("librispeech_transformer", "aishell_transformer"),
+        ("transformer", "transformer_aishell"),
         telling=True,
     ),
     Row(
@@ -126,15 +120,15 @@ ROWS = (
         f"{_LIBRISPEECH}/transformer/train.py",
         "hparams/transformer.yaml",
         "Transformer",
-        ("librispeech_transformer",),
+        ("transformer", "transformer_librispeech"),
     ),
     Row(
         "LibriSpeech, Conformer",
         f"{_LIBRISPEECH}/transformer/train.py",
         "hparams/conformer_small.yaml",
         "Transformer",
-        ("librispeech_transformer",),
-        _RELATIVE,
+        ("transformer", "transformer_librispeech"),
+        {"Transformer": "{{encoder_module: conformer, attention_type: RelPosMHAXL}}"},
         telling=True,
     ),
     Row(
