@@ -5,6 +5,7 @@
 them with ``pytest -m "slow or recipes" tests/test_proof.py``: some six seconds each.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def test_the_recipe_learns_lam_and_its_line_is_in_the_table(row, unmodified, par
     for module in row.needs:
         pytest.importorskip(module, reason=f"the recipe needs {module}")
     assert str(prove(row, unmodified, parts, tmp_path)) in TABLE
+
+
+@pytest.mark.recipes
+@pytest.mark.skipif(
+    "SPEECHBRAIN_RECIPES" not in os.environ,
+    reason="SPEECHBRAIN_RECIPES is not set: the source distribution has no YAMLs",
+)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.shipped], ids=lambda row: row.name)
+def test_the_recipe_runs_with_the_yaml_that_is_shipped(row, unmodified, parts, tmp_path):
+    """Augmentation, dynamic batches, schedulers and searches as SpeechBrain has them, but small."""
+    proven = str(prove(row, unmodified, parts, tmp_path, shipped=True))
+    assert proven in TABLE
 
 
 def test_the_table_has_every_row_and_no_other():

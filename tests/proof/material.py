@@ -12,6 +12,7 @@ import sentencepiece
 import soundfile
 import torch
 from speechbrain.lobes.models.transformer.Transformer import TransformerEncoder
+from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from speechbrain.lobes.models.wav2vec import EncoderWrapper, W2VLatentExtractor
 from tiny_models import save_bert, save_speech_model, speech_config
 from tokenizers.pre_tokenizers import ByteLevel
@@ -44,6 +45,7 @@ def make_parts(folder: Path) -> None:
     save_whisper(folder / "whisper")
     save_pretraining(folder / "pretraining")
     save_speechbrain_wav2vec2(folder)
+    save_language_model(folder / "lm.ckpt")
     save_sounds(folder)
     save_pieces(folder / "tokenizer.ckpt", TEXTS)
     save_pieces(folder / "meanings.ckpt", MEANINGS)
@@ -133,6 +135,13 @@ def save_pretraining(folder: Path) -> None:
     )
     Wav2Vec2ForPreTraining(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+
+
+def save_language_model(file: Path) -> None:
+    """A Transformer over the pieces, for the beam searches of recipes as they are shipped."""
+    torch.manual_seed(6)
+    options = {"d_model": 16, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 0}
+    torch.save(TransformerLM(vocab=32, d_ffn=32, **options).state_dict(), file)
 
 
 def save_speechbrain_wav2vec2(folder: Path) -> None:

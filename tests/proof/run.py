@@ -77,7 +77,7 @@ def changed_lines(old: str, new: str) -> int:
     return sum(line.startswith(("+ ", "- ")) for line in lines)
 
 
-def prove(row: Row, recipes: Path, parts: Path, folder: Path) -> Proven:
+def prove(row: Row, recipes: Path, parts: Path, folder: Path, shipped: bool = False) -> Proven:
     """Run a row; an assertion says what did not hold.
 
     Arguments
@@ -90,14 +90,18 @@ def prove(row: Row, recipes: Path, parts: Path, folder: Path) -> Proven:
         What :func:`proof.material.make_parts` made.
     folder : Path
         An empty one.
+    shipped : bool
+        Whether the YAML is the recipe's own, which a checkout has, and no stand-in.
     """
     place = folder / "recipe"
     shutil.copytree((recipes / row.script).parent, place)
     script, yaml = place / Path(row.script).name, place / "stand_in.yaml"
-    texts = add_lines(row, script.read_text("utf-8"), row.stand_in(), str(parts / "bert"))
+    own = (place / row.yaml).read_text("utf-8") if shipped else row.stand_in()
+    texts = add_lines(row, script.read_text("utf-8"), own, str(parts / "bert"))
     script.write_text(texts[0], encoding="utf-8")
     yaml.write_text(texts[1], encoding="utf-8")
-    given = {key: value.format(parts=parts) for key, value in row.options.items()}
+    options = row.shipped if shipped else row.options
+    given = {key: value.format(parts=parts) for key, value in options.items()}
     given |= {"output_folder": str(folder / "out"), "data_folder": str(parts)}
     if row.refusal:
         said = train(script, yaml, given, folder, refused=True)
