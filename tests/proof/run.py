@@ -13,6 +13,7 @@ from typing import Any
 
 from processes import run_python
 
+from proof.shipped import SHIPPED
 from proof.table import Row
 
 WITNESS = Path(__file__).with_name("witness.py")
@@ -100,7 +101,7 @@ def prove(row: Row, recipes: Path, parts: Path, folder: Path, shipped: bool = Fa
     texts = add_lines(row, script.read_text("utf-8"), own, str(parts / "bert"))
     script.write_text(texts[0], encoding="utf-8")
     yaml.write_text(texts[1], encoding="utf-8")
-    options = row.shipped if shipped else row.options
+    options = SHIPPED[row.name] if shipped else row.options
     given = {key: value.format(parts=parts) for key, value in options.items()}
     given |= {"output_folder": str(folder / "out"), "data_folder": str(parts)}
     if row.refusal:

@@ -28,8 +28,6 @@ class Row:
         Files of ``tests/proof/yamls`` that stand for the YAML, which no source distribution has.
     options : dict
         Overrides; ``{parts}`` stands for the folder of models, audio and manifests.
-    shipped : dict
-        Where a checkout has the YAML: the overrides that make it as small.
     changed : tuple of (str, str)
         Lines of either file, as they are and as they must be, besides those that are added.
     because : str
@@ -48,7 +46,6 @@ class Row:
     target: str
     stand_ins: tuple[str, ...]
     options: dict[str, str] = field(default_factory=dict)
-    shipped: dict[str, str] = field(default_factory=dict)
     changed: tuple[tuple[str, str], ...] = ()
     because: str = ""
     refusal: str = ""
@@ -64,29 +61,6 @@ class Row:
 _WHISPER = "train_with_whisper.py"
 _LIBRISPEECH = "recipes/LibriSpeech/ASR"
 _ADAPTERS = ("    all_linear: True", '    target_layers: ["*.fc1", "*.fc2", "*.out_proj"]')
-_FILES = {f"{part}_csv": "{parts}/data.csv" for part in ("train", "valid", "test")}
-_SHIPPED_CTC = {
-    **_FILES,
-    **{"wav2vec2_hub": "{parts}/wavlm", "wav2vec_output_dim": "16", "dnn_neurons": "16"},
-    **{"num_workers": "0", "test_dataloader_options": "{{batch_size: 4, num_workers: 0}}"},
-    **{"output_neurons": "29", "precision": "fp32", "warmup_steps": "1", "number_of_epochs": "1"},
-    **{"max_batch_length_train": "2", "num_bucket": "2", "skip_prep": "True"},
-}
-_SHIPPED_WHISPER = {
-    **_FILES,
-    **{"whisper_hub": "{parts}/whisper", "language": "en", "precision": "fp32"},
-    **{"eval_precision": "fp32", "batch_size": "4", "test_batch_size": "4", "skip_prep": "True"},
-    **{"max_decode_ratio": "0.003", "test_beam_size": "2", "grad_accumulation_factor": "1"},
-}
-_SHIPPED_CONFORMER = {
-    **_FILES,
-    **{"test_csv": "[{parts}/data.csv]", "skip_prep": "True", "num_workers": "0"},
-    **{"d_model": "16", "nhead": "2", "num_encoder_layers": "3", "num_decoder_layers": "1"},
-    **{"d_ffn": "32", "output_neurons": "32", "test_beam_size": "2", "valid_search_interval": "1"},
-    **{"valid_beam_size": "2", "max_batch_length_train": "2", "num_bucket": "2"},
-    **{"lm_model": "{{d_model: 16, nhead: 2, num_encoder_layers: 1, d_ffn: 32}}"},
-    **{"pretrained_lm_tokenizer_path": "{parts}", "max_decode_ratio": "0.5"},
-}
 _ACCURACY = (
     '            stage_stats["acc"] = sum(self.acc_metric) / len(self.acc_metric)',
     '            stage_stats["acc"] = float(sum(self.acc_metric) / len(self.acc_metric))',
@@ -99,7 +73,6 @@ ROWS = (
         "hparams/train_en_with_wav2vec.yaml",
         "wav2vec2",
         ("commonvoice_ctc",),
-        shipped=_SHIPPED_CTC,
         telling=True,
     ),
     Row(
@@ -108,7 +81,6 @@ ROWS = (
         "hparams/train_hf_whisper.yaml",
         "whisper",
         ("whisper", "whisper_plain", "whisper_commonvoice"),
-        shipped=_SHIPPED_WHISPER,
         telling=True,
     ),
     Row(
@@ -157,7 +129,6 @@ ROWS = (
         "Transformer",
         ("transformer", "transformer_librispeech"),
         {"Transformer": "{{encoder_module: conformer, attention_type: RelPosMHAXL}}"},
-        shipped=_SHIPPED_CONFORMER,
         telling=True,
     ),
     Row(
