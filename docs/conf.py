@@ -58,7 +58,7 @@ suppress_warnings = ["ref.python"]
 
 GROUPS = {
     "core": ("mam", "architectures", "model_files", "donors", "options", "merging", "learning"),
-    "speechbrain": ("brain", "tasks", "lobes", "runs", "testing"),
+    "speechbrain": ("brain", "tasks", "lobes", "runs", "recipe_edits", "integrations", "testing"),
     "evidence": ("search", "results", "report", "export"),
 }
 """The API's pages and their rooms; the page ``further`` has all the others."""

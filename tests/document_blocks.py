@@ -34,7 +34,7 @@ DIRECTIVES = {"include", "toctree"}
 NOT_THERE = re.compile(
     r"was found neither in .* nor on the Hub|no such folder, and not a name on|no such file|"
     r"holds no results\.json|expected the output folder of a finished run|"
-    r"not the output folder of a recipe"
+    r"not the output folder of a recipe|HF_TOKEN is not set"
 )
 """What a command may say whose models, runs or data are not on this machine."""
 

@@ -75,7 +75,7 @@ def error_patterns() -> list[re.Pattern[str]]:
     found = []
     for file in (REPO / "speechbrain_mam").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MAMError":
+            if getattr(getattr(node, "func", None), "id", "") in ("MAMError", "Unclear"):
                 text = pattern(node.args[0])
                 if len(text.replace(".*", "").replace("\\", "")) >= 15:
                     found.append(re.compile(text, re.S))

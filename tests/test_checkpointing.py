@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_mam import Donor, LearnableMAM, find_attention, make_plan
-from speechbrain_mam.brain.recomputation import use_nonreentrant_checkpointing
 from speechbrain_mam.learning.learnable import keep_donor_out_of_ddp
+from speechbrain_mam.learning.recomputation import use_nonreentrant_checkpointing
 
 WAV = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
 

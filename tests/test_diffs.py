@@ -23,6 +23,8 @@ from proof.material import make_parts
 from proof.table import ROWS
 from safetensors.torch import load_file
 
+from speechbrain_mam.cli import main
+
 DIFFS = sorted((REPO / "examples" / "diffs").glob("*.diff"))
 OWN_YAMLS = {
     diff.stem: row.stand_in()
@@ -140,6 +142,26 @@ def test_ten_lines_are_enough(recipe):
     assert len(removed) == 1 and re.fullmatch(r"-class \w+\(sb\.Brain\):", removed[0])
     text = RECIPES[recipe].read_text(encoding="utf-8")
     assert all(line[0] in "+-@" for line in text.splitlines())  # no line of context
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_add_writes_the_diff(recipe, unmodified, tmp_path, monkeypatch, capsys):
+    """``speechbrain-mam add --diff`` on the recipe itself; with a checkout, on its YAML too."""
+    script, yaml = files_of(RECIPES[recipe])
+    shutil.copytree(unmodified / Path(script).parent, tmp_path / Path(script).parent)
+    diff = RECIPES[recipe].read_text(encoding="utf-8")
+    if not (tmp_path / yaml).exists():
+        (tmp_path / yaml).parent.mkdir(exist_ok=True)
+        (tmp_path / yaml).write_text(OWN_YAMLS[recipe])
+    monkeypatch.chdir(tmp_path)
+    donor = diff.partition("donor: ")[2].partition("\n")[0]
+    assert main(["add", script, yaml, "--target", "wav2vec2", "--donor", donor, "--diff"]) == 0
+    printed = capsys.readouterr().out
+    of_script = re.search(rf"--- a/{script}\n.*?(?=--- a/|\Z)", diff, flags=re.S)[0]
+    assert of_script in printed
+    if "SPEECHBRAIN_RECIPES" in os.environ:
+        assert printed == diff
 
 
 @pytest.mark.slow

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 import yaml
 from conftest import REPO, TOKENS, made_once, save_bert, save_corpus, save_speech_model
+from hub_stand_in import TOKEN, served
 from processes import run_python
 from safetensors.torch import load_file
 from test_cli import everything
@@ -28,6 +30,7 @@ from test_esc50_recipe import save_tones
 from test_esc50_recipe import train as train_events
 from test_recipe import command, run
 from tiny_beats import save_beats
+from transformers import AutoModelForCTC
 
 from speechbrain_mam import MAMError
 from speechbrain_mam.cli import main
@@ -190,6 +193,30 @@ def test_a_recogniser_writes_what_its_run_wrote(kind, speech_run, tmp_path, caps
     yaml_text = (out / "speechbrain" / "hyperparams.yaml").read_text()
     check_names(yaml_text, {"speechbrain", "torch", "transformers", "operator", "builtins"})
     check_same(finished, out, ("ctc", "asr"), tmp_path)
+
+
+def test_what_was_pushed_loads_as_what_was_exported(
+    speech_run, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    out, down = tmp_path / "out", tmp_path / "down"
+    with served() as hub:
+        hub.lfs = True
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        options = ["--format", "hf", "--push", "somebody/hubert-mam"]
+        finished = speech_run("mam_learnable")
+        assert main(["export", str(finished), "--out", str(out), *options]) == 0
+        assert "(private)" in capsys.readouterr().out
+        repository = hub.repos["somebody/hubert-mam"]
+    down.mkdir()
+    for name, content in repository["files"].items():
+        (down / name).write_bytes(content)
+    assert everything(down) == everything(out)
+    loaded = AutoModelForCTC.from_pretrained(down).state_dict()
+    saved = load_file(out / "model.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
 
 
 @pytest.mark.parametrize("method", EVENT_RUNS)

@@ -17,6 +17,7 @@ from processes import run_python
 
 from speechbrain_mam import MAMError
 from speechbrain_mam.atomic import hold_folder
+from speechbrain_mam.cli import main
 from speechbrain_mam.runs.recipe import load_recipe
 from speechbrain_mam.runs.yaml_files import files_of
 from speechbrain_mam.tasks.asr import KEYS
@@ -109,6 +110,36 @@ def test_learnable(parts, tmp_path):
     again = run(command("mam_learnable", parts, out, "--test_only"))
     assert (out / "utterances_mam_learnable.json").read_text() == before
     assert f"another environment: torch (2.0.0, now {torch.__version__})" in again.stdout
+
+
+@pytest.mark.slow
+def test_further_test_sets(parts, tmp_path):
+    """The test set under another name has the same figures; half of it has its own."""
+    first = tmp_path / "first"
+    run(command("finetune", parts, first, number_of_epochs="1"))
+    header, *rows = (first / "save" / "test.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "same.csv").write_text(header + "".join(reversed(rows)))
+    (tmp_path / "half.csv").write_text(header + "".join(rows[::2]))
+    out = tmp_path / "out"
+    sets = f"[{tmp_path / 'same.csv'}, {tmp_path / 'half.csv'}]"
+    done = run(command("mam_learnable", parts, out, test_csv=sets))
+    whole, same, half = (
+        json.loads((folder / "results.json").read_text())["results"]
+        for folder in (out, out / "tests" / "same", out / "tests" / "half")
+    )
+    assert same == whole and set(whole) == {"untouched", "mam_learnable"}
+    assert half.keys() == whole.keys() and half != whole
+    found = json.loads((out / "tests" / "half" / "utterances_mam_learnable.json").read_text())
+    assert len(found["utterances"]) == len(rows[::2])
+    assert (out / "utterances_untouched.json").is_file()
+    assert "Test set half:" in done.stdout and "Test set:" in done.stdout
+    assert main(["report", str(out / "tests" / "half"), "--out", str(tmp_path / "page")]) == 0
+    for wrong, message in {
+        str(tmp_path / "none.csv"): "none.csv': no such file",
+        str(first / "save" / "test.csv"): "another set is called 'test'; rename",
+    }.items():
+        done = run(command("finetune", parts, tmp_path / "bad", test_csv=wrong), check=False)
+        assert done.returncode == 2 and message in done.stdout and "epoch: 1" not in done.stdout
 
 
 @pytest.mark.slow
@@ -271,6 +302,7 @@ def test_the_second_of_two_trainings_in_one_folder_is_told(parts, tmp_path):
         ({"lam": "1.5"}, (), "key 'lam': λ = 1.5 is not a number in [0, 1]"),
         ({"layers": "0-7"}, (), "key 'layers': '0-7' names layer 3, but the target has"),
         ({}, ("--lamda", "0.9"), "has no such key; did you mean --lam?"),
+        ({}, ("--debug_batches", "few"), "argument --debug_batches: invalid int value: 'few'"),
     ],
 )
 def test_bad_input_is_one_line_before_any_step(options, extra, message, parts, tmp_path):

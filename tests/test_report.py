@@ -337,6 +337,14 @@ def other_test_set(folder):
             ["'x' is neither 'untouched' nor 'mam_learnable'"],
         ),
         (
+            lambda f: change(
+                f,
+                "results.json",
+                lambda c: c.update(lambdas={"layer 0": 0.9}) or c["results"].pop("mam_learnable"),
+            ),
+            ["field 'results' lacks 'mam_learnable', whose λ are there"],
+        ),
+        (
             lambda f: change(f, "results.json", lambda c: c["results"]["untouched"].update(WER=1)),
             ["says WER 1.00 for 'untouched'", "they come from different evaluations"],
         ),

@@ -30,10 +30,10 @@ from speechbrain_mam.brain.freezing import (
 from speechbrain_mam.brain.interruption import DurableBrain
 from speechbrain_mam.brain.lambda_history import LambdaHistory, LambdaLog
 from speechbrain_mam.brain.overridden import then, within
-from speechbrain_mam.brain.recomputation import use_nonreentrant_checkpointing
 from speechbrain_mam.brain.their_optimizers import TheirOptimizers
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.learning.learnable import LearnableMAM, keep_donor_out_of_ddp
+from speechbrain_mam.learning.recomputation import use_nonreentrant_checkpointing
 from speechbrain_mam.mam import MAM
 
 logger = get_logger(__name__)

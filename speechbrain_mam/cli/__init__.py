@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from speechbrain_mam.cli import doctor, measure, models, runs
+from speechbrain_mam.cli import compare, doctor, measure, models, recipes, runs
 from speechbrain_mam.cli.parser import MERGE_CHOICES, PROGRAM, Parser
 from speechbrain_mam.errors import MAMError, as_options, of_the_system, one_line
 from speechbrain_mam.version import __version__
@@ -110,7 +110,7 @@ def _parser() -> Parser:
     parser = Parser(PROGRAM, description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (models, measure, runs, doctor):
+    for group in (models, compare, recipes, measure, runs, doctor):
         group.add_verbs(verbs)
     return parser
 

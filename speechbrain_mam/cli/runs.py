@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from speechbrain_mam.cli.parser import Verbs, add_output, add_verb
+from speechbrain_mam.errors import MAMError
 
 ALPHAS, BETAS = [0.25, 0.5, 0.75, 1.0], [0.0, 1.0, 2.0, 3.0]
 EXPORT_HELP = "write a finished run's model as folders that load without this package"
@@ -16,6 +17,9 @@ in. Of a recogniser, hf is a folder for transformers' AutoModelForCTC, speechbra
 SpeechBrain's EncoderASR. Of a BEATs classifier, hf is a checkpoint {cfg, model, label_dict} as
 BEATs' authors publish them (transformers has no BEATs), speechbrain a folder for EncoderClassifier.
 Each has a model card. With both, they are DIR/hf and DIR/speechbrain.
+
+--push uploads the folder, of both hf, with the token of the environment variable HF_TOKEN. With
+--force it replaces what the repository holds.
 
 examples:
   speechbrain-mam export results/LJSpeech/mam_learnable/1986 --out exported
@@ -39,7 +43,7 @@ RUN_DIR is the output folder of a finished run of speech recognition. Its valida
 by the run's beam search with every α and β; give the best of them to all runs that are compared,
 as --test_beam_search "{alpha: 0.5, beta: 1.5}". The test set is not touched.
 
-example:
+examples:
   speechbrain-mam decode results/LJSpeech/finetune/1986 --lm mini_ljspeech --alpha 0.5 1
 """
 
@@ -50,6 +54,10 @@ def add_verbs(verbs: Verbs) -> None:
     export.add_argument("run_dir", metavar="RUN_DIR", help="a run's output folder")
     export.add_argument("--format", default="both", help="hf, speechbrain or both; default both")
     add_output(export, "the folder to write")
+    export.add_argument(
+        "--push", metavar="OWNER/NAME", help="upload it to the Hub too, as a private model"
+    )
+    export.add_argument("--public", action="store_true", help="with --push: as a public one")
 
     report = add_verb(verbs, "report", report_command, REPORT_HELP, REPORT_EXAMPLES)
     report.add_argument("runs", metavar="RUN_DIR", nargs="+", help="a run's output folder")
@@ -81,11 +89,20 @@ def decode_command(options: argparse.Namespace) -> None:
 def export_command(options: argparse.Namespace) -> None:
     """``speechbrain-mam export``: write the folders."""
     from speechbrain_mam.export import export_run
+    from speechbrain_mam.export.push import check_push, push_folder
 
+    if options.push is not None:
+        check_push(options.push)
+    elif options.public:
+        raise MAMError("--public goes with --push")
     folders = export_run(
         Path(options.run_dir), Path(options.out), options.format, force=options.force
     )
     sys.stdout.write("".join(f"written to '{folder}'\n" for folder in folders))
+    if options.push is not None:
+        sys.stdout.flush()  # an upload takes its time
+        url = push_folder(folders[0], options.push, options.public, options.force)
+        sys.stdout.write(f"pushed to {url} ({'public' if options.public else 'private'})\n")
 
 
 def report_command(options: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from speechbrain_mam.merging.tensor_file import TensorFile
 from speechbrain_mam.model_files.folder import ModelFolder
 
 
-class _FolderSource:
+class FolderSource:
     """A model folder's self-attention, as :class:`~speechbrain_mam.donors.donor.Donor` gives it."""
 
     def __init__(self, folder: ModelFolder):
@@ -39,7 +39,7 @@ def rewrite_any(plan: MergePlan, files: Mapping[str, TensorFile | None], donor: 
     donor : ModelFolder
         Only read.
     """
-    source = _FolderSource(donor)
+    source = FolderSource(donor)
 
     def read(name: str) -> torch.Tensor:
         file = files[name]

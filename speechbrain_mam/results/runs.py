@@ -138,6 +138,8 @@ def read_run(folder: Path) -> Run:
                 f"'{method} control …'"
             )
         evaluations[name] = read_evaluation(folder, name, metrics, file)
+    if content.get("lambdas") and method not in results:
+        raise MAMError(f"'{file}': field 'results' lacks '{method}', whose λ are there")
     return Run(
         folder=folder,
         method=method,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import speechbrain as sb
 import torch.distributed as dist
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
@@ -28,7 +25,7 @@ from speechbrain_mam.report import write_report
 from speechbrain_mam.results.decoding import GREEDY
 from speechbrain_mam.runs.environment import write_environment
 from speechbrain_mam.runs.option_checks import check_ranges
-from speechbrain_mam.runs.yaml_files import load_yaml
+from speechbrain_mam.runs.yaml_files import load_yaml, parse_arguments
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
 from speechbrain_mam.runs.zeroshot import read_search, search_and_test
 from speechbrain_mam.tasks.asr_data import train_loader_options
@@ -37,6 +34,7 @@ from speechbrain_mam.tasks.task import TaskBrain
 logger = get_logger(__name__)
 
 Datasets = Mapping[str, DynamicItemDataset]
+Results = dict[str, dict[str, float]]
 
 
 def load_recipe(
@@ -73,10 +71,7 @@ def load_recipe(
     for key, value in (defaults or {}).items():
         if f"--{key}" not in given:
             arguments += [f"--{key}", str(value)]
-    arguments, minutes = _fractions(_lam_as_text(arguments))
-    hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
-    if minutes is not None:
-        run_opts = dataclasses.replace(run_opts, ckpt_interval_minutes=minutes)
+    hparams_file, run_opts, overrides = parse_arguments(arguments)
     if not (dist.is_available() and dist.is_initialized()):  # a recipe may train several times
         ddp_init_group(run_opts)
     hparams, base, replaced = load_yaml(Path(hparams_file), overrides)
@@ -91,46 +86,6 @@ def load_recipe(
     if if_main_process():
         hold_folder(Path(hparams["output_folder"]))
     return hparams, run_opts, str(base), replaced
-
-
-def _lam_as_text(arguments: list[str]) -> list[str]:
-    """The arguments with ``--lam {query: 0.9}`` in quotes: MAM reads the text itself.
-
-    HyperPyYAML would put the mapping's keys into the number that stands in the YAML.
-
-    Example
-    -------
-    >>> _lam_as_text(["mam.yaml", "--lam", "{query: 0.9}", "--lam={key: 1}"])
-    ['mam.yaml', '--lam', "'{query: 0.9}'", "--lam='{key: 1}'"]
-    """
-    words = [re.sub(r"^--lam=(\{.*)$", r"--lam='\1'", word) for word in arguments]
-    after = zip(["", *words], words, strict=False)
-    return [f"'{w}'" if before == "--lam" and w.startswith("{") else w for before, w in after]
-
-
-def _fractions(arguments: list[str]) -> tuple[list[str], float | None]:
-    """The arguments with a whole number in the place of ``--ckpt_interval_minutes 0.5``, and that.
-
-    SpeechBrain compares it with a fraction, but its command line takes whole numbers only.
-
-    Example
-    -------
-    >>> _fractions(["mam.yaml", "--ckpt_interval_minutes=0.5"])
-    (['mam.yaml', '--ckpt_interval_minutes=1'], 0.5)
-    """
-    key, found = "--ckpt_interval_minutes", None
-    words = list(arguments)
-    for i, word in enumerate(words):
-        before, equals, value = word.partition("=")
-        if before == key and not equals and i + 1 < len(words):
-            before, equals, value, i = "", "", words[i + 1], i + 1
-        elif before != key or not equals:
-            continue
-        with suppress(ValueError):
-            if not float(value).is_integer():
-                found = float(value)
-                words[i] = f"{before}{equals}1"
-    return words, found
 
 
 def _corpus_folder(name: str) -> Path:
@@ -192,18 +147,29 @@ def run_stages(brain: TaskBrain, hparams: Mapping[str, Any], datasets: Datasets)
     hparams : mapping
         What the YAML gave.
     datasets : mapping
-        ``train``, ``valid`` and ``test``.
+        ``train``, ``valid`` and ``test``; any other is a further test set, whose files go into
+        ``tests/NAME``, a folder that :func:`~speechbrain_mam.report.write_report` takes as a run.
     """
     results, folder = {}, Path(hparams["output_folder"])
+    further: dict[str, Results] = {
+        name: {} for name in datasets if name not in ("train", "valid", "test")
+    }
     write_environment(brain)
     if hparams.get("search") and brain.mam is not None:
         read_search(hparams, brain.mam.plan.target_layers)  # a mistake is told before any work
     if hparams["test_untouched"]:
         results["untouched"] = brain.test(datasets["test"], "untouched", untouched=True)
+        for name, found in further.items():
+            with _writing_to(brain, folder / "tests" / name):
+                found["untouched"] = brain.test(datasets[name], "untouched", untouched=True)
     if hparams["number_of_epochs"] > 0:
         fit(brain, hparams, datasets)
     results |= final_test(brain, hparams, datasets)
-    summarize(brain, results)
+    for name, found in further.items():
+        with _writing_to(brain, folder / "tests" / name):
+            found[hparams["method"]] = brain.test(datasets[name], hparams["method"])
+            write_results(brain, found)
+    summarize(brain, results, further)
     if hparams.get("search") and if_main_process():
         report = write_report([folder], folder / "report", force=True)
         logger.info("\n%s\n\nThe report: %s", report.table, folder / "report" / "report.html")
@@ -230,23 +196,23 @@ def final_test(
     return {method: brain.test(datasets["test"], method)}
 
 
-def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
-    """Log the test results side by side, λ per layer, and where the files are.
+@contextmanager
+def _writing_to(brain: MAMBrain, folder: Path) -> Iterator[None]:
+    """Within the block tests write there."""
+    before, brain.hparams.output_folder = brain.hparams.output_folder, str(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        brain.hparams.output_folder = before
 
-    The figures also go into ``results.json``.
 
-    Arguments
-    ---------
-    brain : MAMBrain
-        After its last test.
-    results : dict
-        Metrics by name of the test, the untouched model first.
-    """
-    if not if_main_process():
-        return
-    folder = Path(brain.hparams.output_folder)
+def write_results(brain: MAMBrain, results: Results) -> dict[str, float]:
+    """``results.json``: what was tested, and what came out. Returns λ, where they were learned."""
     learned = brain.mam is not None and brain.mam.learnable
-    lambdas = brain.mam.live.values() if brain.mam is not None and learned else {}
+    lambdas: dict[str, float] = brain.mam.live.values() if brain.mam is not None and learned else {}
+    if not if_main_process():
+        return lambdas
     encoder = brain.hparams.encoder
     content = {
         "method": brain.hparams.method,
@@ -262,12 +228,36 @@ def summarize(brain: MAMBrain, results: dict[str, dict[str, float]]) -> None:
     if decoding is not None and decoding.name != GREEDY:
         content["decoding"] = decoding.described()
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    write_text_beside(folder / "results.json", text)
-    lines = ["", "Test set:"]
-    width = 2 + max(map(len, results))
-    for name, metrics in results.items():
-        shown = ", ".join(f"{metric} {value:.2f}" for metric, value in metrics.items())
-        lines.append(f"  {name:<{width}}{shown}")
+    write_text_beside(Path(brain.hparams.output_folder) / "results.json", text)
+    return lambdas
+
+
+def summarize(
+    brain: MAMBrain, results: Results, further: Mapping[str, Results] | None = None
+) -> None:
+    """Log the test results side by side, λ per layer, and where the files are.
+
+    The figures also go into ``results.json``.
+
+    Arguments
+    ---------
+    brain : MAMBrain
+        After its last test.
+    results : dict
+        Metrics by name of the test, the untouched model first.
+    further : mapping, optional
+        The same of further test sets, by their names.
+    """
+    lambdas, folder = write_results(brain, results), Path(brain.hparams.output_folder)
+    if not if_main_process():
+        return
+    lines = [""]
+    for title, found in {"": results, **(further or {})}.items():
+        lines.append(f"Test set{title and f' {title}'}:")
+        width = 2 + max(map(len, found))
+        for name, metrics in found.items():
+            shown = ", ".join(f"{metric} {value:.2f}" for metric, value in metrics.items())
+            lines.append(f"  {name:<{width}}{shown}")
     if lambdas:
         lines.append("Learned λ (the target's share):")
         lines += [f"  {name:<24}{value:.4f}" for name, value in lambdas.items()]

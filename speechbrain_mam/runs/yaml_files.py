@@ -1,4 +1,4 @@
-"""A YAML that says only what differs from another one, which it includes as a whole.
+"""A recipe's command line, and a YAML that says only what differs from another one, its base.
 
 HyperPyYAML includes a file under a key, never at the top. But it takes *overrides*, keys that
 replace those of the file which it loads, references and placeholders included; a recipe's command
@@ -14,10 +14,13 @@ Such a file loaded as if it were whole is an error of HyperPyYAML's, not half a 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import os
 import re
+import sys
+from contextlib import redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -191,3 +194,82 @@ def _keys_of(file: Path) -> dict[str, Any]:
     if not isinstance(keys, dict):
         raise MAMError(f"'{file}': expected keys and values, found a {type(keys).__name__}")
     return keys
+
+
+def parse_arguments(arguments: list[str]) -> tuple[str, Any, str]:
+    """SpeechBrain's reading of a command line, whose errors are one line.
+
+    Checkpoints may be fractions of a minute apart, and λ may be one of each projection.
+
+    Returns
+    -------
+    tuple
+        The YAML, run options, overrides.
+
+    Raises
+    ------
+    MAMError
+        For an option that SpeechBrain does not take as it is.
+
+    Example
+    -------
+    >>> parse_arguments(["mam.yaml", "--debug_batches", "few"])
+    Traceback (most recent call last):
+    ...
+    speechbrain_mam.errors.MAMError: argument --debug_batches: invalid int value: 'few'
+    """
+    import speechbrain as sb  # seconds, which a series of seeds does not need
+
+    arguments, minutes = _fractions(_lam_as_text(arguments))
+    told = StringIO()
+    try:
+        with redirect_stderr(told):
+            yaml, run_opts, overrides = sb.parse_arguments(arguments)
+    except SystemExit as end:
+        if end.code != 2:  # --help
+            raise
+        raise MAMError(told.getvalue().strip().rpartition("error: ")[2]) from end
+    sys.stderr.write(told.getvalue())
+    if minutes is not None:
+        run_opts = dataclasses.replace(run_opts, ckpt_interval_minutes=minutes)
+    return yaml, run_opts, overrides
+
+
+def _lam_as_text(arguments: list[str]) -> list[str]:
+    """The arguments with ``--lam {query: 0.9}`` in quotes: MAM reads the text itself.
+
+    HyperPyYAML would put the mapping's keys into the number that stands in the YAML.
+
+    Example
+    -------
+    >>> _lam_as_text(["mam.yaml", "--lam", "{query: 0.9}", "--lam={key: 1}"])
+    ['mam.yaml', '--lam', "'{query: 0.9}'", "--lam='{key: 1}'"]
+    """
+    words = [re.sub(r"^--lam=(\{.*)$", r"--lam='\1'", word) for word in arguments]
+    after = zip(["", *words], words, strict=False)
+    return [f"'{w}'" if before == "--lam" and w.startswith("{") else w for before, w in after]
+
+
+def _fractions(arguments: list[str]) -> tuple[list[str], float | None]:
+    """The arguments with a whole number in the place of ``--ckpt_interval_minutes 0.5``, and that.
+
+    SpeechBrain compares it with a fraction, but its command line takes whole numbers only.
+
+    Example
+    -------
+    >>> _fractions(["mam.yaml", "--ckpt_interval_minutes=0.5"])
+    (['mam.yaml', '--ckpt_interval_minutes=1'], 0.5)
+    """
+    key, found = "--ckpt_interval_minutes", None
+    words = list(arguments)
+    for i, word in enumerate(words):
+        before, equals, value = word.partition("=")
+        if before == key and not equals and i + 1 < len(words):
+            before, equals, value, i = "", "", words[i + 1], i + 1
+        elif before != key or not equals:
+            continue
+        with suppress(ValueError):
+            if not float(value).is_integer():
+                found = float(value)
+                words[i] = f"{before}{equals}1"
+    return words, found

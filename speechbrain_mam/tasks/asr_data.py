@@ -13,8 +13,10 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC, Labels
 from speechbrain_mam.lobes.pieces import Pieces
+from speechbrain_mam.options import in_brackets
 from speechbrain_mam.tasks.audio import load_audio, sort_by_duration
 from speechbrain_mam.tasks.corpus import normalize_text
 from speechbrain_mam.tasks.manifest import read_manifest
@@ -101,7 +103,7 @@ def _where(name: str, manifest: Path) -> str:
 
 
 def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:
-    """The train, valid and test sets of the manifests in ``save_folder``.
+    """The train, valid and test sets in ``save_folder``, and further test sets of ``test_csv``.
 
     Training data are sorted, shuffled or batched by duration, as ``sorting`` and
     ``dynamic_batching`` say; validation and test are sorted ascending, so that the composition of
@@ -115,7 +117,37 @@ def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:
     sets["train"] = sort_by_duration(sets["train"], hparams["sorting"])
     sets["valid"] = sets["valid"].filtered_sorted(sort_key="duration")
     sets["test"] = sets["test"].filtered_sorted(sort_key="duration")
+    for name, manifest in further_tests(hparams.get("test_csv")).items():
+        found = speech_dataset(manifest, data_root, hparams["encoder"])
+        check_recordings(found, manifest)
+        sets[name] = found.filtered_sorted(sort_key="duration")
     return sets
+
+
+def further_tests(test_csv: Any) -> dict[str, Path]:
+    """Further test sets, by the names of their manifests.
+
+    Raises
+    ------
+    MAMError
+        If a manifest does not exist, or two have one name.
+
+    Example
+    -------
+    >>> further_tests(None), further_tests("[other/noisy.csv]")
+    Traceback (most recent call last):
+    ...
+    speechbrain_mam.errors.MAMError: key 'test_csv': 'other/noisy.csv': no such file
+    """
+    asked = in_brackets("test_csv", test_csv) or []
+    found: dict[str, Path] = {}
+    for file in map(Path, [asked] if isinstance(asked, str) else asked):
+        if not file.is_file():
+            raise MAMError(f"key 'test_csv': '{file}': no such file")
+        if file.stem in found or file.stem in ("train", "valid", "test"):
+            raise MAMError(f"key 'test_csv': another set is called '{file.stem}'; rename '{file}'")
+        found[file.stem] = file
+    return found
 
 
 def train_loader_options(

@@ -27,6 +27,8 @@ from faults.harm import normalised
 HARM = str(Path(__file__).with_name("harm.py"))
 EVENTS = str(REPO / "recipes" / "ESC50" / "train.py")
 SEARCH = {"lam_grid": "[0.2, 0.8]", "layer_choices": "['last:1']", "controls": "[random]"}
+SCRIPT = "import speechbrain as sb\n\n\nclass ASR(sb.Brain):\n    pass\n"
+"""Of a recipe without MAM."""
 SAME_KIND = re.compile(
     r"(?<=report_)\w+(?=\.png)|(?<=sweep/\.)[0-9a-f]{16}|(?<=sweep/)[0-9a-f]{16}"
 )
@@ -48,6 +50,8 @@ class Models:
         save_bert(self.folder / "bert")
         save_tones(self.folder / "tones")
         save_beats(self.folder / "beats.pt")
+        (self.folder / "train.py").write_text(SCRIPT)
+        (self.folder / "train.yaml").write_text("encoder: !new:torch.nn.Identity\n")
         code = FAKE_RECIPE.format(tests=str(REPO / "tests"), starts=str(self.folder / "starts"))
         (self.folder / "fake.py").write_text(code, encoding="utf-8")
         for method in ("finetune", "mam_learnable"):
@@ -205,6 +209,13 @@ PROGRAMS = {
             "report --force",
             _verb("report", "{folder}/out", "--out", "{folder}/page", "--force"),
             ("learnable",),
+        ),
+        Program(
+            "add",
+            _verb(
+                *("add", "{models}/train.py", "{models}/train.yaml", "--out", "{folder}/copy"),
+                *("--target", "encoder", "--donor", "my/bert"),
+            ),
         ),
         Program("probe", _verb("probe", *_TWO, *_VALID, "--out", "{folder}/probe"), ("learnable",)),
         Program(

@@ -149,3 +149,20 @@ def yamls(folder: Path) -> None:
 
 
 Maker = Callable[[Path], None]
+
+
+def language(folder: Path) -> None:
+    """A tokenizer of SentencePiece and an n-gram."""
+    import sentencepiece
+
+    text = folder / "text.txt"
+    text.write_text("\n".join(["A CAT IS HERE", "THE DOG IS NOT", "WHO SEES A BIRD"] * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "pieces"), vocab_size=24, model_type="bpe",
+        unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2,
+    )  # fmt: skip
+    lines = ["-0.5\tA", "-0.7\tCAT", "-0.9\tDOG", "-1.2\t</s>", "-99\t<s>\t-0.3", "-2\t<unk>"]
+    pairs = ["-0.2\t<s> A", "-0.4\tA CAT"]
+    arpa = ["", "\\data\\", f"ngram 1={len(lines)}", f"ngram 2={len(pairs)}", "", "\\1-grams:",
+            *lines, "", "\\2-grams:", *pairs, "", "\\end\\", ""]  # fmt: skip
+    (folder / "words.arpa").write_text("\n".join(arpa))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import mutators
@@ -71,6 +72,22 @@ def _recogniser(rng: random.Random) -> None:
 
     encoder = HubertCTC("target")
     encoder.alphabet.decode(encoder.alphabet.encode(encoder.alphabet.spell("A")))
+
+
+def _tokenizer(rng: random.Random) -> None:
+    """A tokenizer is loaded, and used if that went well."""
+    from speechbrain_mam.lobes.pieces import Pieces
+
+    pieces = Pieces(Path("pieces.model"), originals.ALPHABET)
+    pieces.decode(pieces.encode("A CAT IS HERE"))
+
+
+def _ngram(rng: random.Random) -> None:
+    """As before a test with ``beam_lm``."""
+    from speechbrain_mam.ctc.language_model import check_language_model, check_words
+
+    check_language_model(Path("words.arpa"))
+    check_words(Path("words.arpa"), "ABCDEFGHIJKLMNOPQRSTUVWXYZ'")
 
 
 def _classifier(rng: random.Random) -> None:
@@ -182,6 +199,8 @@ TARGETS = {
         Target("ctranslate2", originals.converted, ("donor/*",), _plan_or_merge, 8),
         Target("recogniser", originals.tokens, ("target/*.json",), _recogniser, 14),
         Target("recogniser weights", originals.tokens, ("target/*.safetensors",), _recogniser, 4),
+        Target("sentencepiece", originals.language, ("*.model",), _tokenizer, 8),
+        Target("arpa", originals.language, ("*.arpa",), _ngram, 6),
         Target("metadata.csv", originals.ljspeech, ("corpus/metadata.csv",), _ljspeech, 8),
         Target("vctk text", originals.vctk, ("corpus/**/*.txt",), _vctk, 8),
         Target("esc50.csv", originals.esc50, ("corpus/meta/esc50.csv",), _esc50, 8),
@@ -199,4 +218,5 @@ TARGETS = {
         Target("export", originals.exported, ("run/*.json", "run/*.yaml", "run/save/*",
                "run/save/*/*"), _command("export", "run", "--out", "out"), 6),
     )
+    if target.name != "arpa" or find_spec("kenlm")  # an extra
 }  # fmt: skip

@@ -15,10 +15,10 @@ from processes import run_python
 
 from proof.shipped import SHIPPED
 from proof.table import Row
+from speechbrain_mam.recipe_edits.add import add_mam
 
 WITNESS = Path(__file__).with_name("witness.py")
 START = 0.95
-CLASS = re.compile(r"^class (\w+)\((sb\.(?:core\.)?Brain)\):$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -46,30 +46,17 @@ HEAD = (
 )
 
 
-def add_lines(row: Row, script: str, yaml: str, donor: str) -> tuple[str, str, int]:
-    """MAM in a recipe, as `docs/recipe.md` says: the two texts, and how many lines changed."""
-    before = (script, yaml)
-    script, imports = re.subn(
-        r"^import speechbrain as sb$",
-        r"\g<0>\nfrom speechbrain_mam import MAMBrain",
-        script,
-        count=1,
-        flags=re.MULTILINE,
-    )
-    script, classes = CLASS.subn(r"class \1(MAMBrain, \2):", script)
-    assert (imports, classes) == (1, 1), row.script
+def add_lines(row: Row, script: Path, yaml: Path, donor: str) -> int:
+    """MAM in a recipe, by ``speechbrain-mam add``; how many lines of the two files change."""
+    before = [path.read_text("utf-8") for path in (script, yaml)]
     for old, new in row.changed:
-        assert (script + yaml).count(f"\n{old}\n") == 1, old
-        script, yaml = (text.replace(f"\n{old}\n", f"\n{new}\n") for text in (script, yaml))
-    lines = [
-        "mam: !new:speechbrain_mam.MAM",
-        f"    target: !ref <{row.target}>",
-        f"    donor: {donor}",
-        "mam_optimizer: !name:torch.optim.Adam",
-        "    lr: 0.002",
-    ]
-    after = (script, "\n".join([yaml.rstrip(), "", *lines, ""]))
-    return *after, sum(changed_lines(*pair) for pair in zip(before, after, strict=True))
+        assert "".join(before).count(f"\n{old}\n") == 1, old
+        for path in (script, yaml):
+            text = path.read_text("utf-8").replace(f"\n{old}\n", f"\n{new}\n")
+            path.write_text(text, encoding="utf-8")
+    add_mam(script, yaml, row.target, donor).write_in_place()
+    after = [path.read_text("utf-8") for path in (script, yaml)]
+    return sum(changed_lines(*pair) for pair in zip(before, after, strict=True))
 
 
 def changed_lines(old: str, new: str) -> int:
@@ -98,16 +85,15 @@ def prove(row: Row, recipes: Path, parts: Path, folder: Path, shipped: bool = Fa
     shutil.copytree((recipes / row.script).parent, place)
     script, yaml = place / Path(row.script).name, place / "stand_in.yaml"
     own = (place / row.yaml).read_text("utf-8") if shipped else row.stand_in()
-    texts = add_lines(row, script.read_text("utf-8"), own, str(parts / "bert"))
-    script.write_text(texts[0], encoding="utf-8")
-    yaml.write_text(texts[1], encoding="utf-8")
+    yaml.write_text(own, encoding="utf-8")
+    lines = add_lines(row, script, yaml, str(parts / "bert"))
     options = SHIPPED[row.name] if shipped else row.options
     given = {key: value.format(parts=parts) for key, value in options.items()}
     given |= {"output_folder": str(folder / "out"), "data_folder": str(parts)}
     if row.refusal:
         said = train(script, yaml, given, folder, refused=True)
         assert row.refusal in said, said[-3000:]
-        return Proven(row, texts[2], found=(f"refused: “{row.refusal}”",))
+        return Proven(row, lines, found=(f"refused: “{row.refusal}”",))
     former: list[list[float]] = [[START] * 3]
     for epochs in (1, 2):
         notes = train(script, yaml, given | {"number_of_epochs": str(epochs)}, folder)
@@ -120,7 +106,7 @@ def prove(row: Row, recipes: Path, parts: Path, folder: Path, shipped: bool = Fa
     tested = [line for line in log.splitlines() if "test loss" in line]
     tested = [re.sub(r"test loss: [^ ,]+", "", line) for line in tested]
     assert len(set(tested[-2:])) == 1, tested
-    return Proven(row, texts[2], notes["tensors"], seen(row, notes))
+    return Proven(row, lines, notes["tensors"], seen(row, notes))
 
 
 def train(
