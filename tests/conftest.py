@@ -128,6 +128,20 @@ def corpus(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def unmodified(tmp_path_factory) -> Path:
+    """A folder that holds SpeechBrain's ``recipes``, as they are in its source distribution."""
+    from proof.release import Unreachable, unpack
+
+    if checkout := os.environ.get("SPEECHBRAIN_RECIPES"):
+        assert (Path(checkout) / "recipes").is_dir(), "SPEECHBRAIN_RECIPES is no checkout"
+        return Path(checkout)
+    try:
+        return made_once(tmp_path_factory, "speechbrain_recipes", unpack)
+    except Unreachable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Real recordings in the corpora's layouts; the folder is named by an environment variable."""
     folder = os.environ.get("SPEECHBRAIN_MAM_REAL_DATA")

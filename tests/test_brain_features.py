@@ -229,6 +229,29 @@ def test_a_recipe_that_steps_its_optimizer_itself(cls, bert_folder):
     assert moved(brain) and steps[0] == pytest.approx(steps[1], abs=1e-5)
 
 
+def test_an_optimizer_that_a_recipe_makes_while_it_trains(bert_folder, tmp_path):
+    """Of all parameters, as AISHELL-1's Transformer does; λ is stepped by its own, and once."""
+
+    class Another(MAMBrain, Plain):
+        def on_fit_batch_start(self, batch, should_step):
+            if self.optimizer_step == 1:
+                parameters = self.modules.parameters()
+                self.optimizer = torch.optim.SGD(parameters, lr=1.0, weight_decay=0.5)
+                self.optimizers_dict["opt_class"] = self.optimizer
+                self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    brain = build(bert_folder, Another, save=tmp_path, opt_class=sgd)
+    before = [lam.detach().clone() for lam in brain.mam.live.parameters()]
+    brain.fit(range(2), loader(2), loader())
+    held = {id(p) for group in brain.optimizer.param_groups for p in group["params"]}
+    lams = brain.mam.live.parameters()
+    assert held and held.isdisjoint(id(lam) for lam in lams)
+    # The decay would have halved it
+    assert all(0 < (b - lam.detach()).abs() < 0.1 for b, lam in zip(before, lams, strict=True))
+    resumed = build(bert_folder, save=tmp_path, opt_class=sgd)
+    resumed.fit(range(3), loader(2), loader())  # its optimizer has no λ either
+
+
 def test_an_old_recipe_without_a_dictionary_of_optimizers(bert_folder):
     """Its ``optimizer`` goes on to be stepped beside λ's."""
 

@@ -9,152 +9,29 @@ Each run of a recipe takes about three seconds, as a process of its own some sec
 """
 
 import csv
-import hashlib
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
-from conftest import REPO, made_once, save_bert, save_speech_model
+from conftest import REPO, made_once
 from processes import run_python
+from proof.material import make_parts
+from proof.table import ROWS
 from safetensors.torch import load_file
 
 from speechbrain_mam.cli import main
 
 DIFFS = sorted((REPO / "examples" / "diffs").glob("*.diff"))
-RELEASE = "speechbrain==1.1.0"  # the newest whose source distribution holds the recipes
-SHA256 = "669ed0903c2aebc0d5daffc69fdbbfc822e1e2c094be45c8160ceecc9c763cd3"
-NEEDED = re.compile(r"/(recipes/(LibriSpeech|IEMOCAP)/.*(train_with_wav2vec2?|_prepare)\.py)$")
-UNREACHABLE = re.compile(r"connection broken|ConnectionError|timed out|Name or service not known")
-RATE_HZ = 16000
-
-CTC_YAML = """
-output_folder: !PLACEHOLDER
-output_wer_folder: !ref <output_folder>
-save_folder: !ref <output_folder>/save
-data_folder: !PLACEHOLDER
-train_csv: !PLACEHOLDER
-valid_csv: !PLACEHOLDER
-test_csv: !PLACEHOLDER
-train_splits: []
-dev_splits: []
-test_splits: []
-skip_prep: False
-sorting: ascending
-wav2vec2_hub: !PLACEHOLDER
-freeze_wav2vec: True
-number_of_epochs: 1
-output_neurons: 29
-blank_index: 0
-dnn_neurons: 16
-train_dataloader_opts: {batch_size: 4}
-valid_dataloader_opts: {batch_size: 4}
-test_dataloader_opts: {batch_size: 4}
-label_encoder: !new:speechbrain.dataio.encoder.CTCTextEncoder
-epoch_counter: !new:speechbrain.utils.epoch_loop.EpochCounter
-   limit: !ref <number_of_epochs>
-enc: !new:speechbrain.lobes.models.VanillaNN.VanillaNN
-   input_shape: [null, null, 1024]
-   dnn_blocks: 1
-   dnn_neurons: !ref <dnn_neurons>
-wav2vec2: !new:speechbrain.integrations.huggingface.wav2vec2.Wav2Vec2
-   source: !ref <wav2vec2_hub>
-   output_norm: True
-   freeze: !ref <freeze_wav2vec>
-   save_path: !ref <save_folder>/wav2vec2
-ctc_lin: !new:speechbrain.nnet.linear.Linear
-   input_size: !ref <dnn_neurons>
-   n_neurons: !ref <output_neurons>
-log_softmax: !new:speechbrain.nnet.activations.Softmax
-   apply_log: True
-ctc_cost: !name:speechbrain.nnet.losses.ctc_loss
-   blank_index: !ref <blank_index>
-modules: {wav2vec2: !ref <wav2vec2>, enc: !ref <enc>, ctc_lin: !ref <ctc_lin>}
-model: !new:torch.nn.ModuleList
-   - [!ref <enc>, !ref <ctc_lin>]
-model_opt_class: !name:torch.optim.Adadelta
-wav2vec_opt_class: !name:torch.optim.Adam
-   lr: 0.001
-lr_annealing_model: !new:speechbrain.nnet.schedulers.NewBobScheduler
-   initial_value: 0.9
-lr_annealing_wav2vec: !new:speechbrain.nnet.schedulers.NewBobScheduler
-   initial_value: 0.001
-test_beam_search: {blank_index: !ref <blank_index>, beam_size: 4}
-checkpointer: !new:speechbrain.utils.checkpoints.Checkpointer
-   checkpoints_dir: !ref <save_folder>
-   recoverables:
-      wav2vec2: !ref <wav2vec2>
-      model: !ref <model>
-      counter: !ref <epoch_counter>
-      tokenizer: !ref <label_encoder>
-train_logger: !new:speechbrain.utils.train_logger.FileTrainLogger
-   save_file: !ref <output_folder>/train_log.txt
-error_rate_computer: !name:speechbrain.utils.metric_stats.ErrorRateStats
-cer_computer: !name:speechbrain.utils.metric_stats.ErrorRateStats
-   split_tokens: True
-"""
-EMOTION_YAML = """
-output_folder: !PLACEHOLDER
-save_folder: !ref <output_folder>/save
-data_folder: !PLACEHOLDER
-train_annotation: !PLACEHOLDER
-valid_annotation: !PLACEHOLDER
-test_annotation: !PLACEHOLDER
-skip_prep: False
-wav2vec2_hub: !PLACEHOLDER
-freeze_wav2vec2: False
-freeze_wav2vec2_conv: True
-encoder_dim: 768
-number_of_epochs: 1
-dataloader_options: {batch_size: 4, shuffle: True}
-wav2vec2: !new:speechbrain.integrations.huggingface.wav2vec2.Wav2Vec2
-    source: !ref <wav2vec2_hub>
-    output_norm: True
-    freeze: !ref <freeze_wav2vec2>
-    freeze_feature_extractor: !ref <freeze_wav2vec2_conv>
-    save_path: !ref <save_folder>/wav2vec2
-avg_pool: !new:speechbrain.nnet.pooling.StatisticsPooling
-    return_std: False
-output_mlp: !new:speechbrain.nnet.linear.Linear
-    input_size: !ref <encoder_dim>
-    n_neurons: 4
-epoch_counter: !new:speechbrain.utils.epoch_loop.EpochCounter
-    limit: !ref <number_of_epochs>
-modules: {wav2vec2: !ref <wav2vec2>, output_mlp: !ref <output_mlp>}
-model: !new:torch.nn.ModuleList
-    - [!ref <output_mlp>]
-log_softmax: !new:speechbrain.nnet.activations.Softmax
-    apply_log: True
-compute_cost: !name:speechbrain.nnet.losses.nll_loss
-error_stats: !name:speechbrain.utils.metric_stats.MetricStats
-    metric: !name:speechbrain.nnet.losses.classification_error
-        reduction: batch
-opt_class: !name:torch.optim.Adam
-    lr: 0.01
-wav2vec2_opt_class: !name:torch.optim.Adam
-    lr: 0.001
-lr_annealing: !new:speechbrain.nnet.schedulers.NewBobScheduler
-    initial_value: 0.01
-lr_annealing_wav2vec2: !new:speechbrain.nnet.schedulers.NewBobScheduler
-    initial_value: 0.001
-train_logger: !new:speechbrain.utils.train_logger.FileTrainLogger
-    save_file: !ref <output_folder>/train_log.txt
-checkpointer: !new:speechbrain.utils.checkpoints.Checkpointer
-    checkpoints_dir: !ref <save_folder>
-    recoverables:
-        model: !ref <model>
-        wav2vec2: !ref <wav2vec2>
-        counter: !ref <epoch_counter>
-"""
-OWN_YAMLS = {"librispeech_ctc_wav2vec2": CTC_YAML, "iemocap_wav2vec2": EMOTION_YAML}
+OWN_YAMLS = {
+    diff.stem: row.stand_in()
+    for diff in DIFFS
+    for row in ROWS
+    if f"+++ b/{Path(row.script).parent / row.yaml}\n" in diff.read_text(encoding="utf-8")
+}
 RECIPES = {diff.stem: diff for diff in DIFFS}
 
 
@@ -175,77 +52,10 @@ def files_of(diff: Path) -> tuple[str, str]:
     return script, yaml
 
 
-@pytest.fixture(scope="session")
-def unmodified(tmp_path_factory) -> Path:
-    """A folder that holds SpeechBrain's ``recipes``."""
-    if checkout := os.environ.get("SPEECHBRAIN_RECIPES"):
-        assert (Path(checkout) / "recipes").is_dir(), "SPEECHBRAIN_RECIPES is no checkout"
-        return Path(checkout)
-    return made_once(tmp_path_factory, "speechbrain_recipes", unpack)
-
-
-def unpack(tree: Path) -> None:
-    tree.mkdir()
-    cache = Path(os.environ.get("SPEECHBRAIN_MAM_CACHE", tree))
-    archive = cache / f"{RELEASE.replace('==', '-')}.tar.gz"
-    if not archive.exists():
-        download(archive, tree / "requirements.txt")
-    assert hashlib.sha256(archive.read_bytes()).hexdigest() == SHA256, f"{archive}: other content"
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if name := NEEDED.search(member.name):
-                target = tree / name[1]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(tar.extractfile(member).read())
-
-
-def download(archive: Path, pinned: Path) -> None:
-    pinned.write_text(f"{RELEASE} --hash=sha256:{SHA256}\n")
-    options = ("--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--retries", "1")
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *options, "-d", archive.parent, "-r", pinned],
-        capture_output=True,
-        text=True,
-    )
-    said = done.stdout + done.stderr
-    if done.returncode and UNREACHABLE.search(said):
-        pytest.skip(f"PyPI cannot be reached for {RELEASE}: {said.splitlines()[-1]}")
-    assert done.returncode == 0, said
-
-
-def speech_like(index: int, seconds: float) -> np.ndarray:
-    """Syllables of a voiced sound, at a pitch and with formants of its own."""
-    rng = np.random.default_rng(index)
-    time_s = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
-    pitch_hz = 90 + 30 * (index % 4)
-    phase = 2 * np.pi * np.cumsum(pitch_hz * (1 + 0.05 * np.sin(5 * time_s))) / RATE_HZ
-    formants_hz = np.array([500, 1500]) * (1 + 0.2 * (index % 4))
-    voice = sum(
-        np.exp(-(((n * pitch_hz - formants_hz) / 200) ** 2)).sum() * np.sin(n * phase)
-        for n in range(1, 25)
-    )
-    envelope = np.maximum(0, np.sin(2 * np.pi * 3 * time_s))
-    return 0.1 * envelope * voice + 0.003 * rng.standard_normal(len(time_s))
-
-
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> dict[str, Path]:
     """Tiny random models, a few seconds of audio, and manifests as the two corpora have them."""
-    folder = tmp_path_factory.mktemp("parts")
-    save_speech_model(folder / "wav2vec2", "wav2vec2")
-    save_bert(folder / "bert")
-    # Every character that the recipe's 29 outputs stand for.
-    texts = ["QUICK FOX", "JUMPS BY", "LAZY DOG'S", "VET HERE", "WIN IT"]
-    emotions = ["ang", "hap", "sad", "neu"]
-    rows, entries = [["ID", "duration", "wav", "spk_id", "wrd"]], {}
-    for i in range(8):
-        wav, seconds = folder / f"{i}.wav", 0.4 + 0.05 * (i % 3)
-        soundfile.write(wav, speech_like(i, seconds), RATE_HZ)
-        rows.append([f"1-2-{i:04d}", seconds, f"$data_root/{i}.wav", "1-2", texts[i % 5]])
-        entries[f"Ses01_{i}"] = {"wav": str(wav), "length": seconds, "emo": emotions[i % 4]}
-    with (folder / "data.csv").open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(rows)
-    (folder / "data.json").write_text(json.dumps(entries))
+    folder = made_once(tmp_path_factory, "proof_parts", make_parts)
     return {name: folder / name for name in ("", "wav2vec2", "bert", "data.csv", "data.json")}
 
 

@@ -30,6 +30,7 @@ from speechbrain_mam.brain.freezing import (
 from speechbrain_mam.brain.interruption import DurableBrain
 from speechbrain_mam.brain.lambda_history import LambdaHistory, LambdaLog
 from speechbrain_mam.brain.overridden import then, within
+from speechbrain_mam.brain.their_optimizers import TheirOptimizers
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.learning.learnable import LearnableMAM, keep_donor_out_of_ddp
 from speechbrain_mam.learning.recomputation import use_nonreentrant_checkpointing
@@ -151,23 +152,21 @@ class MAMBrain(DurableBrain):
     def _mam_after_init_optimizers(self, result):
         if self.history is None:
             return result
-        lams = self._lams.parameters()
-        ours = {id(lam) for lam in lams}
         theirs = self.optimizers_dict
         if theirs is None:  # then sb.Brain steps `optimizer`: only while there is no dictionary
             theirs = {} if self.opt_class is None else {"optimizer": self.optimizer}
-        # A recipe keeps an optimizer out of the dictionary to freeze it, or to step it by itself.
-        for optimizer in {id(o): o for o in (*theirs.values(), *vars(self).values())}.values():
-            if isinstance(optimizer, torch.optim.Optimizer):
-                for group in optimizer.param_groups:
-                    group["params"] = [p for p in group["params"] if id(p) not in ours]
-                optimizer.register_step_post_hook(lambda *_: self._mam_stepped.add("theirs"))
-        self.mam_optimizer = self.hparams.mam_optimizer(lams)
+        self.mam_optimizer = self.hparams.mam_optimizer(self._lams.parameters())
         self.mam_optimizer.register_step_post_hook(self._mam_after_step)
+        self._mam_theirs = TheirOptimizers(self.mam_optimizer, self._mam_stepped)
+        self._mam_take_lam_out(theirs)
         self.optimizers_dict = {**theirs, "mam_optimizer": self.mam_optimizer}
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("mam_optimizer", self.mam_optimizer)
         return result
+
+    def _mam_take_lam_out(self, theirs: dict[str, Any]) -> None:
+        """Also from optimizers that a recipe keeps elsewhere, or makes while it trains."""
+        self._mam_theirs.take_lam_out((*theirs.values(), *vars(self).values()))
 
     def _mam_after_step(self, *_) -> None:
         """λ is put back into [0, 1] after each of its steps, whoever makes it."""
@@ -180,7 +179,10 @@ class MAMBrain(DurableBrain):
         return self._mam_after_freeze_optimizers(super().freeze_optimizers(optimizers), optimizers)
 
     def _mam_after_freeze_optimizers(self, valid, optimizers):
-        if self.history is None or self.lam_rests:
+        if self.history is None:
+            return valid
+        self._mam_take_lam_out(optimizers)
+        if self.lam_rests:
             return valid
         # One of a frozen target has no gradient, which a GradScaler takes for a mistake.
         valid = {
@@ -197,7 +199,7 @@ class MAMBrain(DurableBrain):
 
     @contextmanager
     def _mam_around_fit_batch(self, batch) -> Iterator[None]:
-        self._mam_stepped = set()
+        self._mam_stepped.clear()
         yield
         if self.history is None or self.lam_rests or self._mam_stepped != {"theirs"}:
             return
