@@ -30,7 +30,7 @@ NOTED = {
         for _ in range(2)
     ],
 }
-MARKS = {True: pytest.mark.slow, False: pytest.mark.recipes}
+MARKS = {True: [pytest.mark.slow], False: [pytest.mark.slow, pytest.mark.recipes]}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,7 @@ def test_the_recipe_learns_lam_and_its_line_is_in_the_table(row, unmodified, par
     assert str(prove(row, unmodified, parts, tmp_path)) in TABLE
 
 
+@pytest.mark.slow
 @pytest.mark.recipes
 @pytest.mark.skipif(
     "SPEECHBRAIN_RECIPES" not in os.environ,

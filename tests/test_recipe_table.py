@@ -69,6 +69,7 @@ def test_a_performance_is_that_of_the_readme(row):
     assert row["performance"] == found
 
 
+@pytest.mark.slow
 @pytest.mark.recipes
 @pytest.mark.skipif(
     "SPEECHBRAIN_RECIPES" not in os.environ, reason="SPEECHBRAIN_RECIPES names no checkout"
