@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from train_step import AS_IT_COMES, KEPT, keep_freed_memory
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
+from speechbrain_mam.architectures.parts import Part
 from speechbrain_mam.learning.linear import MergedLinearByWeight
 from speechbrain_mam.learning.module import MergedModule
 from speechbrain_mam.learning.once_a_forward import keep_merged_within
@@ -53,11 +54,9 @@ def torch_attention(width: int, merged: bool) -> nn.Module:
     if not merged:
         return plain
     lam = nn.Parameter(torch.tensor([LAM]))
-    rows = [slice(i * width, (i + 1) * width) for i in range(3)]
-    pieces = [Piece(piece, slice(None), True) for piece in rows]
+    pieces = [Piece(Part(width, place=i, of=3), slice(None), True) for i in range(3)]
     donor = torch.randn(3 * width, width) * 0.02, torch.randn(3 * width) * 0.02
-    names = "in_proj_weight", "in_proj_bias"
-    return merge_rows(plain, names, pieces, *donor, lam, METHODS["linear"], False, True)
+    return merge_rows(plain, pieces, *donor, lam, METHODS["linear"], False, True)
 
 
 def wavlm_attention(width: int, merged: bool) -> nn.Module:

@@ -1,8 +1,9 @@
 """A long training: do memory and open files grow, and does MAM make them?
 
 Trains a small HuBERT-CTC on random audio in a real ``MAMBrain``, with checkpoints and evaluations,
-once with learnable λ and once without, each in a process of its own, and notes the resident memory
-and the open files on the way. Short epochs: what is done once an epoch is done often.
+each time in a process of its own: ``plain`` without MAM, ``mam`` with learnable λ, ``pictures``
+with the picture of λ after each epoch as well. Notes the resident memory and the open files on the
+way. Short epochs: what is done once an epoch is done often.
 
 To run: python benchmarks/soak.py [--steps 2000] [--json]
 """
@@ -30,6 +31,7 @@ from speechbrain_mam import MAM, MAMBrain
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 
 STEPS_PER_EPOCH, BATCH, SAMPLES, LABELS = 20, 4, 8000, 6
+VARIANTS = ("plain", "mam", "pictures")
 WARM_UP = 0.2
 """Of the steps: allocators and caches fill; growth is counted from there on."""
 
@@ -71,7 +73,7 @@ def held() -> dict[str, float]:
     return {"rss_mb": rss, "files": len(os.listdir("/proc/self/fd"))}
 
 
-def train(steps: int, with_mam: bool, folder: Path) -> list[dict[str, float]]:
+def train(steps: int, variant: str, folder: Path) -> list[dict[str, float]]:
     """The notes of one training, on one thread."""
     torch.set_num_threads(1)
     save_checkpoint(SHAPES["tiny"], folder / "hubert")
@@ -81,8 +83,10 @@ def train(steps: int, with_mam: bool, folder: Path) -> list[dict[str, float]]:
     encoder = HubertCTC(str(folder / "hubert"))
     notes: list[dict[str, float]] = []
     hparams: dict[str, Any] = {"notes": notes, "note_every": steps // 20, "seed": 1}
-    hparams |= {"exact_resume": True, "output_folder": str(folder)}
-    if with_mam:
+    hparams |= {"exact_resume": True}
+    if variant == "pictures":
+        hparams["output_folder"] = str(folder)
+    if variant != "plain":
         hparams["mam"] = MAM(encoder, donor=str(folder / "bert"), lam=0.95)
         hparams["mam_optimizer"] = lambda lams: torch.optim.Adam(lams, lr=1e-3)
     counter = EpochCounter(steps // STEPS_PER_EPOCH)
@@ -116,22 +120,22 @@ def growth(notes: list[dict[str, float]], key: str) -> float:
 
 
 def main() -> None:
-    """Both trainings, and the table."""
+    """All trainings, and the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", choices=("plain", "mam"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.steps < 100 or options.steps % STEPS_PER_EPOCH:
         parser.error(f"--steps: expected a multiple of {STEPS_PER_EPOCH}, at least 100")
     if options.only:
         logging.disable(logging.WARNING)
         with tempfile.TemporaryDirectory() as folder:
-            notes = train(options.steps, options.only == "mam", Path(folder))
+            notes = train(options.steps, options.only, Path(folder))
         sys.stdout.write(json.dumps(notes))
         return
     found = {}
-    for name in ("plain", "mam"):
+    for name in VARIANTS:
         command = [sys.executable, __file__, "--steps", str(options.steps), "--only", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[name] = json.loads(done.stdout[done.stdout.index("[{") :])

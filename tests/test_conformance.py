@@ -8,6 +8,7 @@ from torch import nn
 
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.merging.apply import Merge
+from speechbrain_mam.merging.prepare import write_part
 from speechbrain_mam.testing import Setting, check_target, every_setting, pairwise
 from speechbrain_mam.testing.targets import TARGETS, save_donors
 
@@ -65,11 +66,11 @@ def test_finds_views_of_former_storages(donors, monkeypatch):
     def keep(self):
         apply(self)
         if self._merge is not None:
-            kept[id(self._merge)] = [(ours, o.clone()) for ours, o in self._merge._present()]
+            kept[id(self._merge)] = [(e, ours, o.clone()) for e, ours, o in self._merge._present()]
 
     def undo(self):
-        for ours, original in kept.get(id(self), []):
-            ours.copy_(original)
+        for entry, ours, original in kept.get(id(self), []):
+            write_part(entry, ours, original)
         self._originals = []
 
     monkeypatch.setattr(MAM, "apply", keep)

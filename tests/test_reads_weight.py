@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from speechbrain_mam import Donor, LearnableMAM, find_attention, make_plan
+from speechbrain_mam.architectures.parts import Part
 from speechbrain_mam.learning.linear import MergedLinear, MergedLinearByWeight
 from speechbrain_mam.learning.module import MergedModule
 from speechbrain_mam.learning.once_a_forward import _PASSES, keep_merged_within
@@ -75,8 +76,7 @@ def test_multihead_attention_of_width_1024(mode, batch_first, merges, bert_folde
 
     lam = nn.Parameter(torch.tensor([0.9]))
     merged = merge_rows(
-        plain, ("in_proj_weight", "in_proj_bias"),
-        [Piece(slice(1024 * i, 1024 * (i + 1)), slice(None), True) for i in range(3)],
+        plain, [Piece(Part(1024, place=i, of=3), slice(None), True) for i in range(3)],
         torch.randn(3072, 1024), torch.randn(3072), lam, METHODS["linear"], False, True,
     )  # fmt: skip
     merged.out_proj = MergedLinearByWeight(
