@@ -41,7 +41,9 @@ NOT_THERE = re.compile(
 VARIABLES = {
     **{"SLURM_NNODES": "2", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node[1-2]"},
     **dict.fromkeys(("OMP_NUM_THREADS", "HF_HUB_OFFLINE"), "1"),
-    **dict.fromkeys(("SPEECHBRAIN_MAM_CACHE", "SPEECHBRAIN_MAM_REAL_DATA"), "folder"),
+    **dict.fromkeys(
+        ("SPEECHBRAIN_MAM_CACHE", "SPEECHBRAIN_MAM_REAL_DATA", "SPEECHBRAIN_RECIPES"), "folder"
+    ),
 }
 SBATCH = {
     "job-name",

@@ -42,7 +42,14 @@ def fault_of(folder: Path, recoverables: Any = ()) -> str:
         return next((fault for file in files.values() if (fault := _archive_fault(file))), "")
     except FileNotFoundError as error:
         return f"it has no '{Path(error.filename).name}'"
-    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
         return f"it cannot be read ({str(error).splitlines()[0]})"
 
 
