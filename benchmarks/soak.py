@@ -149,12 +149,9 @@ def main() -> None:
     for plain, mam in list(zip(found["plain"], found["mam"], strict=True))[1::3]:
         cells = (f"{note['rss_mb']:.1f} | {note['files']}" for note in (plain, mam))
         lines.append(f"| {plain['step']} | {' | '.join(cells)} |")
-    grown = (
-        f"{growth(found[name], 'rss_mb'):+.2f} | {growth(found[name], 'files'):+.0f}"
-        for name in found
-    )
-    lines.append(f"| growth | {' | '.join(grown)} |")
-    sys.stdout.write("\n".join(lines) + "\n")
+    grown = ", ".join(f"{name} {growth(notes, 'rss_mb'):+.2f} MB" for name, notes in found.items())
+    files = ", ".join(f"{name} {growth(notes, 'files'):+.0f}" for name, notes in found.items())
+    sys.stdout.write("\n".join(lines) + f"\n\ngrowth: {grown}; open files: {files}\n")
 
 
 if __name__ == "__main__":
