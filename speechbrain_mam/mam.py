@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from speechbrain_mam.architectures.live import find_attention
-from speechbrain_mam.donors.controls import CONTROLS, controlled
+from speechbrain_mam.donors.controls import CONTROLS, DRAWN, controlled
 from speechbrain_mam.donors.donor import Donor, TensorSource, as_list, fingerprint
 from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.donors.rotation import ROTATIONS, turned
@@ -157,7 +157,7 @@ class MAM:
         return scale if self.control == "none" and scale != "none" else self.control
 
     def _control_note(self) -> str:
-        seed = "" if self.control == "no_donor" else f", seed {self.control_seed}"
+        seed = f", seed {self.control_seed}" if self.control in DRAWN else ""
         note = "" if self.control == "none" else f" [control: {self.control}{seed}]"
         turned = f" [rotate: {self.rotate}, seed {self.control_seed}]"
         return note if self.rotate == "none" else turned + note
@@ -272,18 +272,21 @@ class MAM:
             raise RuntimeError("MAM.change() is for a fixed λ (learnable: False)")
         self.take_back()
         self._adopted = False
-        stale = ["plan", "source", "donor_hash"]
-        if not options.keys().isdisjoint({"donor", "rotate", "control_seed"}):
-            stale += ["donor", "_turned_donors"]
-        if "donor" in options:
-            stale += ["_opened_donors"]
-            self._donors, self._several = as_list(options.pop("donor"))
+        before = self.control, self.rotate, self.control_seed
         for key, known in (("control", CONTROLS), ("rotate", ROTATIONS)):
             setattr(self, key, options.pop(key, getattr(self, key)))
             one_of(key, getattr(self, key), known)
         self.control_seed = options.pop("control_seed", self.control_seed)
+        # An open donor is what it was, and so are the tensors that its control has made.
+        same = not self._several and before == (self.control, self.rotate, self.control_seed)
+        stale = ["plan", "donor_hash"]
+        if "donor" in options:
+            donor = options.pop("donor")
+            same = same and isinstance(donor, Donor) and donor is self._donors[0]
+            self._donors, self._several = as_list(donor)
+            stale += ["_opened_donors"]
         self.options |= options
-        for name in stale:
+        for name in (*stale, *(() if same else ("donor", "_turned_donors", "source"))):
             self.__dict__.pop(name, None)
 
     @contextmanager

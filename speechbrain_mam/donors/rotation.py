@@ -6,9 +6,7 @@ With x = R · x′ every layer computes what it did, said in x′; only the dire
 stream have other names. A donor whose basis matters to a target loses that, and nothing else.
 
 ``random``
-    R uniform among the orthogonal matrices: Q of the QR of a normal random one, its columns' signs
-    those of R's diagonal (Mezzadri, "How to generate random matrices from the classical compact
-    groups", arXiv math-ph/0609050);
+    R uniform among the orthogonal matrices, as of the control ``conjugate``;
 ``hadamard``
     R = H · diag(s) / √n with random signs s: each old direction is spread evenly over all of the
     new ones. H is Sylvester's of 2^k, times Paley's of 12 or 20 (R. E. A. C. Paley, "On orthogonal
@@ -22,6 +20,7 @@ from functools import cached_property
 
 import torch
 
+from speechbrain_mam.donors.control_tensors import generator, haar
 from speechbrain_mam.donors.donor import Donor, TensorKey
 from speechbrain_mam.errors import MAMError, one_of
 
@@ -96,14 +95,13 @@ def rotation(width: int, rotate: str, seed: int = 0) -> torch.Tensor:
     >>> torch.allclose(r @ r.T, torch.eye(24).double()), r.abs().std().item() < 1e-9
     (True, True)
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw = generator(seed, rotate, width)
     if rotate == "hadamard":
         sylvester, paley = hadamard_factors(width)
         signs = torch.randint(2, (width,), generator=draw) * 2 - 1
         whole = torch.kron(_sylvester(sylvester), _paley(paley))
         return (whole * signs).double() / width**0.5
-    q, r = torch.linalg.qr(torch.randn(width, width, generator=draw, dtype=torch.float64))
-    return q * r.diagonal().sign()
+    return haar(width, draw).double()
 
 
 def hadamard_factors(width: int) -> tuple[int, int]:
