@@ -110,6 +110,7 @@ def test_a_cell_is_trained_once_and_written_whole(clips, tmp_path, monkeypatch):
     assert study_cell.run_cell(*arguments) == first
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_where_it_stopped(digits, tmp_path, capsys):
     words = ["--data", digits, "--minutes", 0.05, "--epochs", 1, "--depth", 1, "--d-ffn", 8]
     words += ["--arm", "default", "mimetic", "--seeds", 2, "--choosing-seeds", 1, "--out", tmp_path]
