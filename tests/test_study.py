@@ -119,7 +119,7 @@ def test_the_command_goes_on_where_it_stopped(digits, tmp_path, capsys):
     assert "holds no cells" in capsys.readouterr().out
     assert study.main(words) == 0
     said = capsys.readouterr().out
-    assert said.count(" seed 1000: ") == 4 and said.count(" seed 0: ") == 2
+    assert said.count(" seed 1000: ") == 6 and said.count(" seed 0: ") == 2
     assert "| default |" in said and "| mimetic | default | 2 |" in said
     times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.json")}
     assert study.main(words) == 0 and " seed " not in capsys.readouterr().out

@@ -37,7 +37,7 @@ from speechbrain_mam.errors import one_line_errors
 HERE = Path(__file__).resolve().parent
 PRIMARY_ARMS = ("default", "minilm-moments", "minilm", "whisper-moments", "whisper")
 QUICK_ARMS = ("default", "minilm-moments", "minilm")
-GRID = (0.0001, 0.0003)
+GRID = (0.0001, 0.0003, 0.001)
 
 
 def options_of(argv: list[str] | None) -> argparse.Namespace:
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     setting = Setting(task, layers=options.layers, projections=options.projections, **shape)
     clips = clips_of(task, options.data)
     arms = options.arm or (QUICK_ARMS if options.quick else PRIMARY_ARMS)
-    grid = options.lr or (GRID[-1:] if options.quick else GRID)
+    grid = options.lr or (GRID[1:2] if options.quick else GRID)
     seeds = options.seeds or (4 if options.quick else 20)
     folder = out / setting.name
 

@@ -71,7 +71,7 @@ class Setting:
 
     task: str
     minutes: float = 1.0
-    epochs: int = 8
+    epochs: int = 6
     batch_size: int = 16
     depth: int = 3
     d_ffn: int = 384
