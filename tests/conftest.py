@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
@@ -62,6 +63,7 @@ def pytest_cmdline_main(config):
 
 def pytest_configure(config):
     processes.forks_allowed &= not config.getoption("--no-fork")
+    gc.disable()  # until all is imported
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -69,6 +71,12 @@ def pytest_collection_modifyitems(items):
     """The longest first, so that no worker is left alone with them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     give_lazy_modules_a_file()
+
+
+def pytest_collection_finish():
+    """What the imports made stays: each collection of garbage would go through it again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup():
