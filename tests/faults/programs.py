@@ -223,6 +223,7 @@ PROGRAMS = {
             _verb("sweep", *_TWO, *_VALID, "--grid", "0.5,0.9", "--out", "{folder}/sweep"),
             ("learnable",),
         ),
+        Program("seeds", _seeds),
     )
 }
 
