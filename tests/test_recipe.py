@@ -96,6 +96,13 @@ def test_learnable(parts, tmp_path):
     for name in ("untouched", "mam_learnable"):
         assert "%WER" in (out / f"wer_{name}.txt").read_text()
         assert len(json.loads((out / f"utterances_{name}.json").read_text())["utterances"]) == 5
+    assert json.loads((out / "results.json").read_text())["equivalence_margin"] == 1.0
+    found = json.loads((out / "utterances_mam_learnable.json").read_text())["utterances"]
+    for file, side in (("ref", "ref"), ("mam_learnable.hyp", "hyp")):
+        lines = sorted((out / f"{file}.trn").read_text(encoding="utf-8").splitlines())
+        # The corpus has one chapter: each utterance is its own cluster
+        assert lines == sorted(f"{one[side]} ({i}-{i})".lstrip() for i, one in found.items())
+    assert (out / "untouched.hyp.trn").is_file()
     for shown in ("Test set:", "Learned λ", "layer 2", "lambdas.png"):
         assert shown in done.stdout
     note = json.loads((out / "environment.json").read_text())
@@ -119,7 +126,8 @@ def test_further_test_sets(parts, tmp_path):
     run(command("finetune", parts, first, number_of_epochs="1"))
     header, *rows = (first / "save" / "test.csv").read_text().splitlines(keepends=True)
     (tmp_path / "same.csv").write_text(header + "".join(reversed(rows)))
-    (tmp_path / "half.csv").write_text(header + "".join(rows[::2]))
+    named = [row.rstrip() + f",p{i}\n" for i, row in enumerate(rows[::2])]
+    (tmp_path / "half.csv").write_text(header.rstrip() + ",cluster\n" + "".join(named))
     out = tmp_path / "out"
     sets = f"[{tmp_path / 'same.csv'}, {tmp_path / 'half.csv'}]"
     done = run(command("mam_learnable", parts, out, test_csv=sets))
@@ -131,6 +139,10 @@ def test_further_test_sets(parts, tmp_path):
     assert half.keys() == whole.keys() and half != whole
     found = json.loads((out / "tests" / "half" / "utterances_mam_learnable.json").read_text())
     assert len(found["utterances"]) == len(rows[::2])
+    assert {one["cluster"] for one in found["utterances"].values()} == {"p0", "p1", "p2"}
+    said = (out / "tests" / "half" / "ref.trn").read_text(encoding="utf-8").splitlines()
+    names = {f"({one['cluster']}-{i})" for i, one in found["utterances"].items()}
+    assert {line.split()[-1] for line in said} == names
     assert (out / "utterances_untouched.json").is_file()
     assert "Test set half:" in done.stdout and "Test set:" in done.stdout
     assert main(["report", str(out / "tests" / "half"), "--out", str(tmp_path / "page")]) == 0

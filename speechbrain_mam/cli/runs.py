@@ -63,6 +63,19 @@ def add_verbs(verbs: Verbs) -> None:
     report.add_argument("runs", metavar="RUN_DIR", nargs="+", help="a run's output folder")
     report.add_argument("--out", metavar="DIR", required=True, help="the folder to write into")
     report.add_argument("--force", action="store_true", help="replace the report in DIR")
+    report.add_argument(
+        "--primary",
+        metavar="SYSTEM",
+        help="the system whose comparison with its random control is the primary one, and not "
+        "corrected; default mam_learnable, or else the first merge that has one",
+    )
+    report.add_argument(
+        "--margin",
+        type=float,
+        metavar="POINTS",
+        help="systems that differ by less are equivalent; for runs that were made without "
+        "equivalence_margin in their YAML",
+    )
 
     decode = add_verb(verbs, "decode", decode_command, DECODE_HELP, DECODE_EXAMPLES)
     decode.add_argument("run_dir", metavar="RUN_DIR", help="a run's output folder")
@@ -110,5 +123,11 @@ def report_command(options: argparse.Namespace) -> None:
     # SciPy and matplotlib take seconds to load, and the other commands need neither.
     from speechbrain_mam.report import write_report
 
-    report = write_report(options.runs, Path(options.out), options.force)
+    report = write_report(
+        options.runs,
+        Path(options.out),
+        options.force,
+        primary=options.primary,
+        margin=options.margin,
+    )
     sys.stdout.write(f"{report.table}\n\nwritten to '{options.out}'\n")

@@ -91,6 +91,7 @@ RANGES: dict[str, Range] = {
     "valid_share": Range(0, 1, open_low=True),
     "num_classes": _ONE,
     "cache_mb": Range(),
+    "equivalence_margin": Range(open_low=True, nothing=True),
 }
 """What each key of the recipes may be. Keys that a recipe lacks are not asked for."""
 
