@@ -78,7 +78,7 @@ def check_spectrum(made: ControlDonor) -> None:
 
 
 def check_conjugate(made: ControlDonor) -> None:
-    (q, _, _, o), (own_q, own_k, own_v, own_o) = weights(made), weights(DONOR)
+    (q, _, _, o), (own_q, _, _, own_o) = weights(made), weights(DONOR)
     turn = torch.linalg.solve(own_q, q)
     torch.testing.assert_close(turn.T @ turn, torch.eye(SIZE), rtol=0, atol=2e-3)
     torch.testing.assert_close(o, turn.T @ own_o, rtol=1e-3, atol=2e-3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -198,7 +199,8 @@ class ControlDonor:
         if self.row.order is not _in_place and layers < 2:
             raise MAMError(f"key 'control': '{control}' needs a donor of two layers")
         self.order = self.row.order(layers, seed)
-        self.heads = heads or getattr(getattr(donor, "index", None), "heads", 0)
+        index: Any = getattr(donor, "index", None)
+        self.heads: int = heads or (index.heads if index is not None else 0)
         if control == "mimetic" and not self.heads:
             raise MAMError("key 'control': 'mimetic' needs to know the donor's number of heads")
         self._kept: dict[TensorKey, torch.Tensor] = {}
