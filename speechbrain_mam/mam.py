@@ -147,7 +147,13 @@ class MAM:
         """What is mixed in: the donor's tensors, or those of a control."""
         if self._several:
             return self._donors_with(self.control)
-        return controlled(self.donor, self.plan.donor_layers, self.control, self.control_seed)
+        return controlled(
+            self.donor,
+            self.plan.donor_layers,
+            self.control,
+            self.control_seed,
+            keep=not self.learnable,
+        )
 
     @cached_property
     def donor_hash(self) -> str:
