@@ -62,7 +62,7 @@ def test_same_bits_and_each_layer_once(cache, bert_folder, tmp_path, monkeypatch
         assert (len(calls) == everything) == (cache == "none")
     if cache == "folder":
         assert len(list((tmp_path / "disk").rglob("*.safetensors"))) == 3 * len(WAVS)
-    sweep.release()
+    sweep.caches.close()
     assert sweep.caches.size_mb == 0 and not list((tmp_path / "disk").rglob("*.safetensors"))
     assert not any("forward" in vars(module) for module in model.modules())
 

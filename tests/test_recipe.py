@@ -206,8 +206,9 @@ def test_zeroshot_search(parts, tmp_path):
     assert len(probe["layers"]) == 3 and len(probe["heads"]) == 6
     assert "First-order probe" in done.stdout and "Tested: λ" in done.stdout
     ddp = ("--distributed_backend", "gloo")
-    run(command("mam_zeroshot", parts, two, *ddp, **options), ranks=2)
-    for file in ("sweep.json", "probe.json", "utterances_mam_zeroshot.json"):
+    run(command("mam_zeroshot", parts, two, *ddp, cache_mb="0", **options), ranks=2)
+    tests = [f"utterances_{name.replace(' ', '_')}.json" for name in content["results"]]
+    for file in ("sweep.json", "probe.json", "results.json", *tests):
         assert (two / file).read_text() == (out / file).read_text(), file
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -131,10 +132,8 @@ def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> Found:
     folder = Path(brain.hparams.output_folder)
     wanted = read_search(vars(brain.hparams), brain.mam.plan.target_layers)
     sweep, batches = _sweep(brain, valid, wanted)
-    try:
+    with closing(sweep.caches):
         found, points, untouched, best = _contests(sweep, brain, batches, wanted, with_controls)
-    finally:
-        sweep.release()
     _write(folder / "probe.json", found.as_dict())
     content = sweep_content(
         "valid", sweep.ids, sweep.units, brain.metric, untouched, points, len(sweep.parts)
@@ -216,10 +215,13 @@ def search_and_test(brain: TaskBrain, datasets: Mapping[str, Any], method: str) 
     """
     found = search(brain, datasets["valid"])
     results = {}
-    for control, point in (*found.controls.items(), ("none", found.best)):
-        found.sweep.apply(point)
-        name = method if control == "none" else f"{method} control {control}"
-        results[name] = brain.test(datasets["test"], name)
+    # The search has emptied its caches: what is kept from here on is of the test set.
+    with closing(found.sweep.caches) as caches:
+        for control, point in (*found.controls.items(), ("none", found.best)):
+            found.sweep.apply(point)
+            name = method if control == "none" else f"{method} control {control}"
+            with brain.within_each_batch(caches.around(min(point.layers, default=0))):
+                results[name] = brain.test(datasets["test"], name)
     brain.write_plan()
     return {method: results.pop(method), **results}
 

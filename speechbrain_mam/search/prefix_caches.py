@@ -41,7 +41,7 @@ class PrefixCaches:
     ...     for first in (2, 3, 2):
     ...         with caches.around(first)(0):
     ...             found, _ = model(wav)
-    >>> caches.size_mb > 0, caches.release(), caches.size_mb
+    >>> caches.size_mb > 0, caches.close(), caches.size_mb
     (True, None, 0)
     """
 
@@ -79,7 +79,7 @@ class PrefixCaches:
     def _bytes(self) -> int:
         return sum(cache.size for cache in self._caches.values())
 
-    def release(self) -> None:
-        """Empty all of them; the files are gone then."""
+    def close(self) -> None:
+        """Empty all of them; the files are gone then. They can be filled again."""
         self._open.close()
         self._open, self._caches = ExitStack(), {}

@@ -146,10 +146,6 @@ class Sweep:
         if self.ranks > 1:
             torch.distributed.barrier()
 
-    def release(self) -> None:
-        """Empty the caches: nothing is evaluated any more, or from scratch."""
-        self.caches.release()
-
     def apply(self, point: Point) -> None:
         """Merge a point into the model, for good."""
         self.set_to(point)
