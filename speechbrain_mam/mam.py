@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from speechbrain_mam.architectures.live import find_attention
-from speechbrain_mam.donors.controls import CONTROLS, controlled
+from speechbrain_mam.donors.controls import CONTROLS, DRAWN, controlled
 from speechbrain_mam.donors.donor import Donor, TensorSource, fingerprint
 from speechbrain_mam.donors.mix import DonorMix
 from speechbrain_mam.errors import MAMError, one_of
@@ -139,7 +139,7 @@ class MAM:
         return scale if self.control == "none" and scale != "none" else self.control
 
     def _control_note(self) -> str:
-        seed = "" if self.control == "no_donor" else f", seed {self.control_seed}"
+        seed = f", seed {self.control_seed}" if self.control in DRAWN else ""
         return "" if self.control == "none" else f" [control: {self.control}{seed}]"
 
     @cached_property
@@ -147,7 +147,13 @@ class MAM:
         """What is mixed in: the donor's tensors, or those of a control."""
         if self._several:
             return self._donors_with(self.control)
-        return controlled(self.donor, self.plan.donor_layers, self.control, self.control_seed)
+        return controlled(
+            self.donor,
+            self.plan.donor_layers,
+            self.control,
+            self.control_seed,
+            keep=not self.learnable,
+        )
 
     @cached_property
     def donor_hash(self) -> str:
@@ -256,15 +262,20 @@ class MAM:
         if self.learnable:
             raise RuntimeError("MAM.change() is for a fixed λ (learnable: False)")
         self.take_back()
+        before = self.control, self.control_seed
         self.control = options.pop("control", self.control)
         self.control_seed = options.pop("control_seed", self.control_seed)
         one_of("control", self.control, CONTROLS)
+        # An open donor is what it was, and so are the tensors that its control has made.
+        same = not self._several and before == (self.control, self.control_seed)
         if "donor" in options:
-            self._donors, self._several = _as_list(options.pop("donor"))
+            donor = options.pop("donor")
+            same = same and isinstance(donor, Donor) and donor is self._donors[0]
+            self._donors, self._several = _as_list(donor)
             for name in ("donor", "_opened_donors"):
                 self.__dict__.pop(name, None)
         self.options |= options
-        for name in ("plan", "source", "donor_hash"):
+        for name in ("plan", "donor_hash", *([] if same else ["source"])):
             self.__dict__.pop(name, None)
 
     @contextmanager

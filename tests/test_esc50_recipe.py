@@ -126,6 +126,7 @@ def test_zero_shot(parts, tmp_path, into):
         "lam_grid": "[0.6, 0.9]",
         "layer_choices": "[all, greedy]",
         "controls": "[random, no_donor]",
+        "random_draws": "2",
     }
     out = tmp_path / "out"
     train("mam_zeroshot", parts, out, **options)
@@ -134,7 +135,7 @@ def test_zero_shot(parts, tmp_path, into):
     if into == "finetuned":
         tests |= {"finetune"}
     if into != "pretrained":
-        tests |= {f"{method} control random", f"{method} control no_donor"}
+        tests |= {f"{method} control {name}" for name in ("random", "random 2", "no_donor")}
     assert set(read(out / "results.json")["results"]) == tests
     sweep = read(out / "fold_1" / "sweep.json")
     assert all("error" in point for point in sweep["points"]) and sweep["split"] == "valid"

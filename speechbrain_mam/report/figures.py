@@ -95,8 +95,10 @@ def plot_sweep(sweep: Sweep, title: str, metric: str = "WER") -> bytes:
     ):  # one λ is no line; a greedy search leaves many such, and the table has them
         size = {x: len({p.lam for p in merged if _belongs(p, donors, *x)}) for x in panels}
         panels = [x for x in panels if size[x] > 1 or x[1] == sweep.chosen.get("subset")]
-    for point in merged:  # a control of a subset that was not swept itself
-        if point.control != NO_CONTROL and not any(_belongs(point, donors, *x) for x in panels):
+    shown = {p.control for p in merged if any(_belongs(p, donors, *x) for x in panels)}
+    shown.add(NO_CONTROL)
+    for point in merged:  # a control that was swept in other subsets alone
+        if point.control not in shown and not any(_belongs(point, donors, *x) for x in panels):
             panels.append((point.donor, point.subset))
     if not panels:
         panels = [(None, "all")]
@@ -172,6 +174,8 @@ def _plot_line(axes: Axes, points: list[Point], untouched: Point | None, control
             axes.fill_between(lams, *intervals.T, color=MERGE, alpha=0.15, lw=0)
         return axes.plot(lams, rates, "o-", color=MERGE, lw=2.2, ms=5, zorder=3)[0]
     colour, marker = CONTROL_STYLES.get(control, (GREY, "x"))
+    lams = sorted(set(lams))  # a control's draws: their mean
+    rates = [np.mean([error_rate(p.counts) for p in points if p.lam == lam]) for lam in lams]
     return axes.plot(lams, rates, color=colour, marker=marker, lw=1.1, ms=4, alpha=0.9)[0]
 
 

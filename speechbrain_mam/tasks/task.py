@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -181,6 +181,21 @@ class TaskBrain(MAMBrain, ABC):
         for batch in map(kept, batches):
             predictions = self.compute_forward(batch, sb.Stage.TEST)
             yield self.compute_objectives(predictions, batch, sb.Stage.TEST), len(batch)
+
+    def evaluate_batch(self, batch, stage):
+        """As of any Brain, within what :meth:`within_each_batch` puts around it."""
+        around = getattr(self, "_around", None)
+        with nullcontext() if around is None else around(tuple(batch.id)):
+            return super().evaluate_batch(batch, stage)
+
+    @contextmanager
+    def within_each_batch(self, around: Callable[[Any], AbstractContextManager]) -> Iterator[None]:
+        """Within the block every batch of a test stands in what its utterances' IDs give."""
+        self._around = around
+        try:
+            yield
+        finally:
+            del self._around
 
     def test(self, test_set, name: str, untouched: bool = False) -> dict[str, float]:
         """Evaluate under a name; ``untouched``: the model as it is, without MAM or a checkpoint.
