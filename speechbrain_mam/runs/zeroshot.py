@@ -139,8 +139,9 @@ def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> Found:
         "valid", sweep.ids, sweep.units, brain.metric, untouched, points, len(sweep.parts)
     )
     _write(folder / "sweep.json", content)
-    _tell(sweep, brain, untouched, points, best["none"], found)
-    return Found(sweep, best.pop("none"), best)
+    _tell(sweep, brain, untouched, points, best, found)
+    chosen = {name: scored.point for name, scored in best.items()}
+    return Found(sweep, chosen.pop("none"), chosen)
 
 
 def _sweep(brain: TaskBrain, valid: Any, wanted: Wanted) -> tuple[Sweep, list[Any]]:
@@ -166,7 +167,7 @@ def _sweep(brain: TaskBrain, valid: Any, wanted: Wanted) -> tuple[Sweep, list[An
 
 def _contests(
     sweep: Sweep, brain: TaskBrain, batches: list[Any], wanted: Wanted, with_controls: bool
-) -> tuple[Probe, list[Scored], Scored, dict[str, Point]]:
+) -> tuple[Probe, list[Scored], Scored, dict[str, Scored]]:
     """The probe, all merges, the untouched model, and the best merge by who took part."""
     mam = brain.mam
     assert mam is not None
@@ -180,14 +181,15 @@ def _contests(
         sweep.set_to(own)
         return ranking_of(mam.target, mam.plan, mam.source, gradients)
 
-    points, best = [], {}
+    points: list[Scored] = []
+    best: dict[str, Scored] = {}
     for control, draw in (("none", 1), *(wanted.contestants() if with_controls else ())):
         name = suffix(control, draw)
         sweep.title = "λ sweep" if control == "none" else f"control {name}"
         own = replace(nothing, control=control, draw=draw)
         order = found.ranking if control == "none" else partial(ranking, own)
         line = contest(sweep, wanted, untouched, order, control, draw)
-        best[name] = choose(line).point
+        best[name] = choose(line)
         points += line
     return found, points, untouched, best
 
@@ -236,7 +238,7 @@ def _tell(
     brain: TaskBrain,
     untouched: Scored,
     points: list[Scored],
-    best: Point,
+    best: Mapping[str, Scored],
     found: Probe,
 ) -> None:
     """The search in a few lines of the log."""
@@ -251,7 +253,10 @@ def _tell(
         if scored.whole:
             name = f"λ {p.lam:g}, layers {p.subset} ({', '.join(map(str, p.layers))})"
             lines.append(f"  {error_rate(scored, sweep.units):6.2f}  {name}, {p.donor}")
-    lines.append(f"Tested: λ {best.lam:g} in layers {', '.join(map(str, best.layers))}")
+    for name, scored in best.items():
+        p, rate = scored.point, error_rate(scored, sweep.units)
+        of = "" if name == "none" else f", control {name}: {rate:.2f} on validation data"
+        lines.append(f"Tested: λ {p.lam:g} in layers {', '.join(map(str, p.layers))}{of}")
     dropped = sum(not scored.whole for scored in points)
     if dropped:
         lines.append(f"  {dropped} of {len(points)} merges fell behind early and were dropped")
