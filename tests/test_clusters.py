@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from confidence_intervals import evaluate_with_conf_int
 from scipy import stats
 
 from speechbrain_mam.results.comparisons import compare, direction, verdict
@@ -109,6 +110,36 @@ def test_the_bootstrap_is_scipys():
         ).confidence_interval
         assert found == pytest.approx((theirs.low, theirs.high), abs=0.002)
     assert method == "BCa"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("clustered", "draws"), [(False, 500), (True, 120)])
+def test_intervals_are_those_of_an_independent_package(clustered, draws):
+    """PyPI's confidence-intervals (Ferrer), clusters as its conditions, by the percentile.
+
+    It also draws within each cluster, which adds little where clusters are large. Five seconds.
+    """
+    one, other = by_speaker(np.random.default_rng(11), 1200, 24, 4, -1)
+    ignored = tuple(ErrorCounts(c.ids, c.errors, c.words) for c in (one, other))
+    center, theirs = evaluate_with_conf_int(
+        np.stack([one.errors, other.errors, one.words], 1),
+        lambda samples: 100 * (samples[:, 1] - samples[:, 0]).sum() / samples[:, 2].sum(),
+        conditions=np.unique(one.clusters, return_inverse=True)[1] if clustered else None,
+        num_bootstraps=draws,
+    )
+    found = paired_difference(*((one, other) if clustered else ignored))
+    width, noise = np.ptp(found.interval), 0.2 if clustered else 0.1
+    assert center == pytest.approx(found.difference)
+    assert np.ptp(theirs) == pytest.approx(width, rel=noise)
+    assert theirs == pytest.approx(found.interval, abs=noise * width)
+    assert np.ptp(paired_difference(*ignored).interval) < 0.6 * np.ptp(theirs) or not clustered
+    if not clustered:
+        rate = evaluate_with_conf_int(
+            np.stack([one.errors, one.words], 1),
+            lambda samples: 100 * samples[:, 0].sum() / samples[:, 1].sum(),
+            num_bootstraps=draws,
+        )[1]
+        assert rate == pytest.approx(rate_interval(ignored[0]), abs=0.3)
 
 
 def test_a_rate_of_few_clusters_has_students_t():

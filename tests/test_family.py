@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from speechbrain_mam.report import make_report, write_report
 from speechbrain_mam.report.document import Table, Text
 from speechbrain_mam.results.counts import error_rate
 from speechbrain_mam.results.family import compare_all, holm
+from speechbrain_mam.results.resampling import sign_flip_p
 from speechbrain_mam.results.runs import read_runs
 from speechbrain_mam.results.systems import group
 
@@ -233,6 +235,29 @@ def test_few_clusters_are_said_and_bounded_by_nothing(tmp_path):
     assert power[1] == "none" and power[4] == "more than 4"
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "not bounded" in page and "∞" not in page
+
+
+@pytest.mark.slow
+def test_a_report_of_ten_systems_and_2620_utterances_takes_seconds(tmp_path):
+    """As many as LibriSpeech's test-clean has; under 10 s of CPU."""
+    test_set = TestSet(2620)
+    untouched = test_set.utterances(0.5, 0)
+    controls = ("random", "shuffled_layers", "permuted_rows", "no_donor")
+    runs = []
+    for k, method in enumerate(("mam_zeroshot", "mam_learnable")):
+        tests = {"untouched": untouched, method: test_set.utterances(0.48, 9 + k)}
+        for i, control in enumerate(controls[: 4 - k]):
+            tests[f"{method} control {control}"] = test_set.utterances(0.5 + 0.01 * i, 20 + i)
+        runs.append(write_run(tmp_path / method, tests, method, 1, donor="bert"))
+    start = time.process_time()
+    report = write_report(runs, tmp_path / "report")
+    assert len(report.systems) == 10 and report.rows[0].main.method == "BCa"
+    assert time.process_time() - start < 10
+
+
+def test_many_utterances_are_not_enumerated():
+    """2 to the power of 2,000 is no floating-point number."""
+    assert sign_flip_p(np.ones(2000), 99) == 0.01
 
 
 def test_what_could_have_been_seen_by_hand(report):

@@ -24,7 +24,7 @@ FEWEST_DRAWN = 20
 """Clusters from which on a bootstrap is used: of fewer its intervals are too narrow."""
 FEWEST_BOUNDED = 6
 """Clusters from which on there is an interval: of five, 2 of 32 signs are already above 5 %."""
-_BATCH = 500  # resamples at once: 10 MB for 2,620 utterances
+_BATCH = 2**18  # cells at once: 2 MB, which a cache holds
 _KEPT = 2**27  # bytes of draws that stay in memory
 
 
@@ -60,7 +60,7 @@ def sign_flip_p(contributions: np.ndarray, n_resamples: int = N_RESAMPLES) -> fl
     """
     moved = contributions[contributions != 0]
     far = abs(contributions.sum()) - 1e-9 * np.abs(contributions).sum()
-    if 2.0 ** len(moved) <= n_resamples + 1:
+    if len(moved) < (n_resamples + 1).bit_length():  # 2^n is no more than that
         sums = _all_signs(len(moved)) @ moved
         return float(np.mean(np.abs(sums) >= far))
     sums = _sums("signs", contributions[:, None], n_resamples)[:, 0]
@@ -102,7 +102,7 @@ def sign_flip_intervals(
     clusters = len(contributions)
     if clusters < FEWEST_BOUNDED:
         return [UNBOUNDED] * len(levels)
-    if 2**clusters <= n_resamples + 1:
+    if clusters < (n_resamples + 1).bit_length():
         signs = _all_signs(clusters)
     else:  # the observed one is among them
         drawn = list(_batches("signs", clusters, n_resamples))
@@ -224,8 +224,9 @@ def _kept(kind: str, clusters: int, n_resamples: int) -> tuple[np.ndarray, ...]:
 def _draw(kind: str, clusters: int, n_resamples: int) -> Iterator[np.ndarray]:
     """How often each cluster is drawn, or its sign, ``[batch, C]`` each."""
     rng = np.random.default_rng(RESAMPLING_SEED)
-    for start in range(0, n_resamples, _BATCH):
-        size = min(_BATCH, n_resamples - start)
+    at_once = max(1, _BATCH // clusters)
+    for start in range(0, n_resamples, at_once):
+        size = min(at_once, n_resamples - start)
         if kind == "signs":
             yield (2 * rng.integers(0, 2, (size, clusters), np.int8) - 1).astype(np.int8)
             continue
