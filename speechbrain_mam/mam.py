@@ -12,13 +12,15 @@ from torch import nn
 
 from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.donors.controls import CONTROLS, DRAWN, controlled
-from speechbrain_mam.donors.donor import Donor, TensorSource, fingerprint
+from speechbrain_mam.donors.donor import Donor, TensorSource, as_list, fingerprint
 from speechbrain_mam.donors.mix import DonorMix
+from speechbrain_mam.donors.rotation import ROTATIONS, turned
 from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.learning.learnable import CONSTRAINTS, GRANULARITIES, LearnableMAM
 from speechbrain_mam.merging.apply import Merge
 from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.planner import make_plan
+from speechbrain_mam.merging.start import read_start
 from speechbrain_mam.options import Lam, LayerChoice
 
 
@@ -35,9 +37,16 @@ class MAM:
     donor : str, Donor or list of them
         Hub name, local folder, or an open donor; several donors share what is not the target's.
     lam, layers, projections, layer_map, bias, donor_scale, method, align, width
-        See :func:`speechbrain_mam.merging.planner.make_plan`.
+        See :func:`speechbrain_mam.merging.planner.make_plan`. None: what ``start`` says.
     learnable : bool
         Whether λ is learned (:class:`~speechbrain_mam.learning.learnable.LearnableMAM`) or fixed.
+    start : str
+        ``target``: λ is 0.95, of query, key and value. ``donor``: the chosen layers are not trained
+        yet and begin with the donor's attention, λ = 0, of all four projections; with a fixed λ
+        they are then trained like any other layers. See :mod:`speechbrain_mam.merging.start`.
+    rotate : str
+        ``none``, ``random`` or ``hadamard``: the donor in another basis, by ``control_seed``; see
+        :mod:`speechbrain_mam.donors.rotation`.
     granularity, constraint
         See :class:`~speechbrain_mam.learning.learnable.LearnableMAM`.
     control, control_seed
@@ -60,11 +69,11 @@ class MAM:
         self,
         target: nn.Module,
         donor: str | Path | Donor | Sequence[str | Path | Donor],
-        lam: Lam = 0.95,
+        lam: Lam | None = None,
         learnable: bool = True,
         granularity: str = "layer",
         layers: LayerChoice = "all",
-        projections: str | Sequence[str] = "qkv",
+        projections: str | Sequence[str] | None = None,
         layer_map: str | Sequence[int] = "uniform",
         bias: str = "where_both",
         donor_scale: str = "none",
@@ -75,21 +84,26 @@ class MAM:
         align: str = "none",
         width: str = "error",
         donor_shares: Sequence[float] | None = None,
+        start: str = "target",
+        rotate: str = "none",
     ):
         one_of("control", control, CONTROLS)
+        one_of("rotate", rotate, ROTATIONS)
         one_of("granularity", granularity, GRANULARITIES)
         one_of("constraint", constraint, CONSTRAINTS)
         self.target, self.learnable = target, learnable
         self.granularity, self.constraint = granularity, constraint
         self.control, self.control_seed = control, control_seed
-        self._donors, self._several = _as_list(donor)
+        self.start, self.rotate = start, rotate
+        self._donors, self._several = as_list(donor)
         self.donor_shares = donor_shares
         if donor_shares is not None and not self._several:
             raise MAMError("key 'donor_shares': there is one donor; expected a list as 'donor'")
+        chosen = read_start(start, lam, projections, method, align)
         self.options: dict[str, Any] = {
-            "lam": lam,
+            "lam": chosen.lam,
             "layers": layers,
-            "projections": projections,
+            "projections": chosen.projections,
             "layer_map": layer_map,
             "bias": bias,
             "donor_scale": donor_scale,
@@ -99,20 +113,24 @@ class MAM:
         }
         self._merge: Merge | None = None
         self._live: LearnableMAM | None = None
-        self.is_folded = False
+        self.is_folded = self._adopted = False
 
     @cached_property
     def donor(self) -> Donor | DonorMix:
         """The donor, opened at first use."""
-        return self._donors_with("none") if self._several else self._opened_donors[0]
+        return self._donors_with("none") if self._several else self._turned_donors[0]
 
     @cached_property
     def _opened_donors(self) -> list[Donor]:
         return [d if isinstance(d, Donor) else Donor(d) for d in self._donors]
 
+    @cached_property
+    def _turned_donors(self) -> list[Donor]:
+        return turned(self._opened_donors, self.rotate, self.control_seed)
+
     def _donors_with(self, control: str) -> DonorMix:
         return DonorMix(
-            self._opened_donors,
+            self._turned_donors,
             find_attention(self.target),
             self.donor_shares,
             self.options["layer_map"],
@@ -140,7 +158,9 @@ class MAM:
 
     def _control_note(self) -> str:
         seed = f", seed {self.control_seed}" if self.control in DRAWN else ""
-        return "" if self.control == "none" else f" [control: {self.control}{seed}]"
+        note = "" if self.control == "none" else f" [control: {self.control}{seed}]"
+        turned = f" [rotate: {self.rotate}, seed {self.control_seed}]"
+        return note if self.rotate == "none" else turned + note
 
     @cached_property
     def source(self) -> TensorSource:
@@ -172,6 +192,11 @@ class MAM:
         """Whether a fixed merge stands in the target's weights."""
         return self._merge is not None
 
+    @property
+    def is_start(self) -> bool:
+        """Whether it is where a training begins, and nothing after that: no λ is left in it."""
+        return self.start == "donor" and not self.learnable
+
     def rebuild(self) -> None:
         """Derive a learnable merge again from the target's present weights; λ is kept."""
         former = self.live
@@ -183,7 +208,8 @@ class MAM:
             lam.data = kept
 
     def apply(self) -> None:
-        """Merge, or put the learnable λ in. A second call changes nothing."""
+        """Merge, or put the learnable λ in. A second call changes nothing, nor one that follows
+        :meth:`adopt`."""
         if self.learnable:
             if self._live is None:
                 self._live = LearnableMAM(
@@ -191,7 +217,7 @@ class MAM:
                 )
             self._live.insert()
             self.is_folded = False
-        elif self._merge is None:
+        elif self._merge is None and not self._adopted:
             self._merge = Merge(self.target, self.plan, self.source)
 
     def take_back(self) -> None:
@@ -215,7 +241,7 @@ class MAM:
 
     def adopt(self) -> None:
         """From now on the merged weights of a fixed merge are the target's own."""
-        self._merge = None
+        self._merge, self._adopted = None, True
 
     @contextmanager
     def own_weights(self) -> Iterator[None]:
@@ -236,19 +262,8 @@ class MAM:
 
     def settings(self) -> dict[str, Any]:
         """What λ mean, by the key that says it: λ that were learned with others are other λ."""
-        plan = self.plan
-        weights = [entry for entry in plan.entries if entry.kind == "weight"]
-        return {
-            "granularity": self.granularity,
-            "constraint": self.constraint,
-            "method": plan.method,
-            "donor_scale": plan.donor_scale,
-            "align": plan.align,
-            "layers": list(plan.layers),
-            "projections": list(plan.projections),
-            "layer_map": sorted({(entry.layer, entry.donor_layer) for entry in weights}),
-            "bias": [entry.target for entry in plan.entries if entry.kind == "bias"],
-        }
+        ours = {"granularity": self.granularity, "constraint": self.constraint}
+        return ours | self.plan.settings()
 
     def change(self, **options: Any) -> None:
         """Another λ, layers, control … for a fixed merge; what was merged is taken back first.
@@ -257,25 +272,27 @@ class MAM:
         ---------
         **options
             Any of ``lam``, ``layers``, ``projections``, ``layer_map``, ``bias``, ``donor_scale``,
-            ``method``, ``align``, ``width``, ``control``, ``control_seed``, ``donor``.
+            ``method``, ``align``, ``width``, ``rotate``, ``control``, ``control_seed``, ``donor``.
         """
         if self.learnable:
             raise RuntimeError("MAM.change() is for a fixed λ (learnable: False)")
         self.take_back()
-        before = self.control, self.control_seed
-        self.control = options.pop("control", self.control)
+        self._adopted = False
+        before = self.control, self.rotate, self.control_seed
+        for key, known in (("control", CONTROLS), ("rotate", ROTATIONS)):
+            setattr(self, key, options.pop(key, getattr(self, key)))
+            one_of(key, getattr(self, key), known)
         self.control_seed = options.pop("control_seed", self.control_seed)
-        one_of("control", self.control, CONTROLS)
         # An open donor is what it was, and so are the tensors that its control has made.
-        same = not self._several and before == (self.control, self.control_seed)
+        same = not self._several and before == (self.control, self.rotate, self.control_seed)
+        stale = ["plan", "donor_hash"]
         if "donor" in options:
             donor = options.pop("donor")
             same = same and isinstance(donor, Donor) and donor is self._donors[0]
-            self._donors, self._several = _as_list(donor)
-            for name in ("donor", "_opened_donors"):
-                self.__dict__.pop(name, None)
+            self._donors, self._several = as_list(donor)
+            stale += ["_opened_donors"]
         self.options |= options
-        for name in ("plan", "donor_hash", *([] if same else ["source"])):
+        for name in (*stale, *(() if same else ("donor", "_turned_donors", "source"))):
             self.__dict__.pop(name, None)
 
     @contextmanager
@@ -286,10 +303,3 @@ class MAM:
             yield
         finally:
             self.apply()
-
-
-def _as_list(
-    donor: str | Path | Donor | Sequence[str | Path | Donor],
-) -> tuple[list[str | Path | Donor], bool]:
-    """The donors, and whether there is a list of them."""
-    return ([donor], False) if isinstance(donor, str | Path | Donor) else (list(donor), True)

@@ -2,12 +2,13 @@
 """Recipe for a BEATs classifier of audio events with Multimodal Attention Merging on ESC-50.
 
 The audio model takes over part of the self-attention of a Vision Transformer
-(W = λ · W_BEATs + (1 − λ) · W_ViT on query, key and value). Which of the three ways is run is a
+(W = λ · W_BEATs + (1 − λ) · W_ViT on query, key and value). Which of the ways is run is a
 matter of the YAML:
 
 > python recipes/ESC50/train.py hparams/esc50_finetune.yaml      # no merging: the baseline
 > python recipes/ESC50/train.py hparams/esc50_mam_zeroshot.yaml  # λ from a sweep, not trained
 > python recipes/ESC50/train.py hparams/esc50_mam_learnable.yaml # one λ per layer, fine-tuned
+> python recipes/ESC50/train.py hparams/esc50_mam_init.yaml      # attention begins as the donor's
 
 Without further options each runs on the embedded models and corpus, without a network or a GPU, and
 tests on fold 1. All five folds of ESC-50, at the paper's scale:

@@ -2,11 +2,12 @@
 """Recipe for a HuBERT-CTC speech recogniser with Multimodal Attention Merging on VCTK.
 
 The speech model takes over part of the self-attention of BERT (W = λ · W_HuBERT + (1 − λ) · W_BERT
-on query, key and value). Which of the three ways is run is a matter of the YAML:
+on query, key and value). Which of the ways is run is a matter of the YAML:
 
 > python recipes/VCTK/train.py hparams/finetune.yaml        # no merging: the baseline
 > python recipes/VCTK/train.py hparams/mam_zeroshot.yaml    # λ from a sweep, nothing trained
 > python recipes/VCTK/train.py hparams/mam_learnable.yaml   # one λ per layer, fine-tuned
+> python recipes/VCTK/train.py hparams/mam_init.yaml        # attention begins as the donor's
 
 Without further options each runs on the embedded models and corpus, without a network or a GPU.
 On VCTK (0.92 or 0.80), at the paper's scale:

@@ -30,6 +30,7 @@ from speechbrain_mam.brain.freezing import (
 from speechbrain_mam.brain.interruption import DurableBrain
 from speechbrain_mam.brain.lambda_history import LambdaHistory, LambdaLog
 from speechbrain_mam.brain.overridden import then, within
+from speechbrain_mam.brain.start import begin_training, note_start, while_recovering
 from speechbrain_mam.brain.their_optimizers import TheirOptimizers
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.learning.learnable import LearnableMAM, keep_donor_out_of_ddp
@@ -111,6 +112,7 @@ class MAMBrain(DurableBrain):
             guard(self.checkpointer, self.mam)
             if self.history is not None:
                 self.checkpointer.add_recoverable("mam", self.history)
+        note_start(self.checkpointer, self.mam)
         self.write_plan()
 
     def _share_debug_folder(self) -> None:
@@ -216,15 +218,13 @@ class MAMBrain(DurableBrain):
         super()._wrap_distributed()
 
     def on_fit_start(self):
-        """Refuse to train a merge that is fixed: its undoing would lose what was learned."""
+        """λ in the target, or the donor's attention where the training starts from it."""
         if self.mam is not None:
-            if not self.mam.learnable:
-                raise MAMError(
-                    "fit() with a fixed λ: a zero-shot merge trains nothing; set 'learnable: True'"
-                )
-            self._mam_insert()
-            open_to_gradients(self.mam, self.modules)
-            use_nonreentrant_checkpointing(self.mam.target)
+            begin_training(self.mam)
+            if self.mam.learnable:
+                self._mam_insert()
+                open_to_gradients(self.mam, self.modules)
+                use_nonreentrant_checkpointing(self.mam.target)
         self._mam_started = True
         super().on_fit_start()
 
@@ -284,7 +284,7 @@ class MAMBrain(DurableBrain):
             assert self.mam is not None
             self.mam.fold()
         else:
-            with self.mam.taken_back() if self.mam is not None else nullcontext():
+            with while_recovering(self.mam):
                 yield
 
     def evaluate_untouched(self, test_set, **kwargs: Any) -> float:

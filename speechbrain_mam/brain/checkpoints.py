@@ -46,17 +46,15 @@ def guard(checkpointer: Checkpointer, mam: MAM) -> None:
     @functools.wraps(load)
     def load_own(checkpoint: Any) -> Any:
         merge: MAM = checkpointer.mam
-        if not merge.learnable:  # is taken back, and done again, by whatever loads into the target
-            return load(checkpoint)
+        if not merge.learnable and not merge.is_start:
+            return load(checkpoint)  # whatever loads into the target merges again
         file = checkpoint.paramfiles.get("mam")
-        if file is None:
-            raise MAMError(
-                f"the checkpoint '{checkpoint.path}' holds no λ: it was saved by a training "
-                "without Learnable-MAM. Choose another output_folder; to start from its weights, "
-                "load them with a Pretrainer"
-            )
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
+        check_kind(content, merge, checkpoint.path)
         check_settings(content, merge, file)
+        if merge.is_start:
+            merge.adopt()  # what is loaded has it in it
+            return load(checkpoint)
         folded = merge.is_folded
         if folded:
             merge.apply()
@@ -71,15 +69,38 @@ def guard(checkpointer: Checkpointer, mam: MAM) -> None:
 
 
 def describe(mam: MAM) -> dict[str, Any]:
-    """What a checkpoint says of its λ: whose they are, what they mean, and their values."""
-    settings = {key: _plain(value) for key, value in mam.settings().items()}
+    """What a checkpoint says of its λ: whose they are, what they mean, and their values.
+
+    Of a training that has only begun with a donor there are none.
+    """
+    lams = None if mam.is_start else [p.detach().cpu().tolist() for p in mam.live.parameters()]
     return {
         "donor": mam.plan.donor_name,
         "donor_hash": mam.donor_hash,
-        "settings": settings,
+        "settings": {key: _plain(value) for key, value in mam.settings().items()},
         "ranks": _ranks(),
-        "lam": [lam.detach().cpu().tolist() for lam in mam.live.parameters()],
+        **({"start": mam.start} if lams is None else {"lam": lams}),
     }
+
+
+def check_kind(content: dict[str, Any], mam: MAM, folder: Path) -> None:
+    """That a checkpoint has λ where they are learned, and began with a donor where that is asked.
+
+    Raises
+    ------
+    MAMError
+        Says what the checkpoint is.
+    """
+    if mam.is_start:
+        fits, what = "start" in content, "did not begin with a donor (key 'start')"
+    else:
+        what = "holds no λ: it was saved by a training without Learnable-MAM"
+        fits = bool(content) and "start" not in content
+    if not fits:
+        raise MAMError(
+            f"the checkpoint '{folder}' {what}. Choose another output_folder; to start from its "
+            "weights, load them with a Pretrainer"
+        )
 
 
 def check_settings(content: dict[str, Any], mam: MAM, file: Path) -> None:

@@ -28,7 +28,16 @@ self-attention that a text or vision Transformer (DONOR) has learned:
 
 OPTIONS = {
     key: f"--{key.replace('_', '-')}"
-    for key in ("lam", "layers", *MERGE_CHOICES, "controls", "format", "device", "precision")
+    for key in (
+        "lam",
+        "start",
+        "layers",
+        *MERGE_CHOICES,
+        "controls",
+        "format",
+        "device",
+        "precision",
+    )
 } | {
     "donor": "DONOR",
     "control": "--controls",

@@ -48,13 +48,13 @@ examples:
 def add_verbs(verbs: Verbs) -> None:
     """``probe`` and ``sweep``."""
     probe = add_verb(verbs, "probe", probe_command, PROBE_HELP, PROBE_EXAMPLES)
-    add_choices(probe, lam_default=None, with_lam=False)
+    add_choices(probe, merges=False)
     add_speech(probe)
     add_output(probe, "a folder for probe.json and probe.png", required=False)
     add_json(probe)
 
     sweep = add_verb(verbs, "sweep", sweep_command, SWEEP_HELP, SWEEP_EXAMPLES)
-    add_choices(sweep, lam_default=None, with_lam=False, several_layers=True)
+    add_choices(sweep, merges=False, several_layers=True)
     sweep.add_argument(
         "--grid",
         required=True,

@@ -15,9 +15,11 @@ from speechbrain_mam.cli.parser import (
     add_output,
     add_verb,
 )
+from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.on_disk import merge_folders
 from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.planner import make_plan
+from speechbrain_mam.merging.start import read_start
 from speechbrain_mam.model_files.find import resolve_model
 from speechbrain_mam.model_files.folder import ModelFolder
 from speechbrain_mam.model_files.open_donor import open_donor
@@ -41,16 +43,17 @@ examples:
       --lam 0.95 --out hubert-large-mam
   speechbrain-mam merge my/hubert my/bert --lam 0.9 --layers last:4 --projections qk --out merged
   speechbrain-mam merge my/hubert my/bert --lam 0.8,0.9,0.95 --layers 0-2 --out merged --force
+  speechbrain-mam merge my/untrained-hubert my/bert --start donor --out started
 """
 
 
 def add_verbs(verbs: Verbs) -> None:
     """``plan`` and ``merge``."""
     plan = add_verb(verbs, "plan", plan_command, PLAN_HELP, PLAN_EXAMPLES)
-    add_choices(plan, lam_default=0.95)
+    add_choices(plan)
     add_json(plan)
     merge = add_verb(verbs, "merge", merge_command, MERGE_HELP, MERGE_EXAMPLES)
-    add_choices(merge, lam_default=None)
+    add_choices(merge)
     add_output(merge, "the folder to write")
 
 
@@ -62,6 +65,10 @@ def plan_command(options: argparse.Namespace) -> None:
 
 def merge_command(options: argparse.Namespace) -> None:
     """``speechbrain-mam merge``: write the merged folder."""
+    if options.lam is None and options.start == "target":
+        raise MAMError(
+            "the following arguments are required: --lam (see 'speechbrain-mam merge --help')"
+        )
     target, donor = _open_folders(options)
     out = check_output(Path(options.out), options.force, target=target.path, donor=donor.path)
     plan = _make_plan(options, target, donor)
@@ -85,12 +92,15 @@ def _open_folders(options: argparse.Namespace) -> tuple[ModelFolder, ModelFolder
 
 
 def _make_plan(options: argparse.Namespace, target: ModelFolder, donor: ModelFolder) -> MergePlan:
+    choices = {key: getattr(options, key) for key in MERGE_CHOICES}
+    said = [choices[key] for key in ("projections", "method", "align")]
+    start = read_start(options.start, options.lam, *said)
     return make_plan(
         target.attention(),
         donor.attention(),
-        lam=options.lam,
+        lam=start.lam,
         layers=options.layers,
-        **{key: getattr(options, key) for key in MERGE_CHOICES},
+        **choices | {"projections": start.projections},
         target_name=options.target,
         donor_name=options.donor,
     )

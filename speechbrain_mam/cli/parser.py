@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.methods import METHODS
 from speechbrain_mam.merging.planner import ALIGNMENTS, DONOR_SCALES, WIDTHS
+from speechbrain_mam.merging.start import LAM, PROJECTIONS, STARTS
 from speechbrain_mam.options import LAYER_MAPS
 
 PROGRAM = "speechbrain-mam"
@@ -56,12 +57,19 @@ def add_speech(parser: argparse.ArgumentParser) -> None:
 
 
 def add_choices(
-    parser: argparse.ArgumentParser,
-    lam_default: float | None,
-    with_lam: bool = True,
-    several_layers: bool = False,
+    parser: argparse.ArgumentParser, merges: bool = True, several_layers: bool = False
 ) -> None:
-    """The arguments of :func:`speechbrain_mam.merging.planner.make_plan`."""
+    """The arguments of :func:`speechbrain_mam.merging.planner.make_plan`.
+
+    Arguments
+    ---------
+    parser : argparse.ArgumentParser
+        Of a verb.
+    merges : bool
+        Whether it has ``--lam`` and ``--start``.
+    several_layers : bool
+        Whether ``--layers`` takes several choices.
+    """
     model = "a Hugging Face folder, or a name on the Hub or in its cache"
     parser.add_argument("target", metavar="TARGET", help=f"the speech model: {model}")
     parser.add_argument(
@@ -70,16 +78,20 @@ def add_choices(
         help=f"the text or vision model: {model}, or a .safetensors or .onnx file beside its "
         "config.json",
     )
-    if with_lam:
+    if merges:
         parser.add_argument(
             "--lam",
-            default=lam_default,
-            required=lam_default is None,
             metavar="λ",
             help="TARGET's share in [0, 1], 1 leaves it as it is: one number, or one per chosen "
             "layer (0.9,0.95,…); a shorter list is a gradient over the layers; or "
-            "'{query: 0.9, key: 0.8, value: 1}'"
-            + (f"; default {lam_default}" if lam_default is not None else ""),
+            "'{query: 0.9, key: 0.8, value: 1}'; where it may be left out it is "
+            f"{LAM['target']}, or {LAM['donor']:g} with --start donor",
+        )
+        parser.add_argument(
+            "--start",
+            default="target",
+            help=f"{' or '.join(STARTS)}: donor where TARGET's layers are not trained yet; default "
+            "target",
         )
     layers = "all, first:k, last:k, ranges like 0-5,8 or a list like [0,2]"
     if several_layers:
@@ -87,7 +99,10 @@ def add_choices(
     else:
         parser.add_argument("--layers", default="all", help=f"{layers}; default all")
     parser.add_argument(
-        "--projections", default="qkv", help="letters out of qkvo, or names; default qkv"
+        "--projections",
+        default=None if merges else PROJECTIONS["target"],
+        help="letters out of qkvo, or names; default qkv"
+        + (", qkvo with --start donor" if merges else ""),
     )
     parser.add_argument(
         "--layer-map",

@@ -7,7 +7,7 @@ Single tensors of a folder are read by :class:`~speechbrain_mam.model_files.fold
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -87,3 +87,10 @@ def fingerprint(source: TensorSource, keys: Iterable[TensorKey]) -> str:
 def add_to_fingerprint(digest: Any, key: TensorKey, values: np.ndarray) -> None:
     """One tensor's part of :func:`fingerprint`, of float32 values in the tensor's shape."""
     add_tensor(digest, repr((key, tuple(values.shape))), values.astype("<f4", copy=False))
+
+
+def as_list(
+    donor: str | Path | Donor | Sequence[str | Path | Donor],
+) -> tuple[list[str | Path | Donor], bool]:
+    """The donors, and whether there is a list of them."""
+    return ([donor], False) if isinstance(donor, str | Path | Donor) else (list(donor), True)

@@ -60,7 +60,7 @@ def model_card(run: FinishedRun, usage: str, kind: str) -> str:
         f"## Test result\n{_test_result(run, kind)}",
         f"## Parents\n{_table_of(parents)}",
     ]
-    if run.donor is not None:
+    if run.lambdas:
         sections.append(f"## λ, the target's share\n{_table_of_lambdas(run.lambdas)}")
     sections.append(f"## Data\n{_data(run)}")
     sections.append(f"Exported by speechbrain_mam {__version__}.\n")
@@ -145,6 +145,14 @@ def _introduction(run: FinishedRun) -> str:
     what = "speech recogniser" if run.is_speech else "classifier of audio events"
     if run.donor is None:
         return f"A {what}, fine-tuned without merging.\n"
+    control = f"**A control, not a merge:** `{run.control}` stood in the donor's place."
+    if run.is_start:
+        began = (
+            f"A {what}. Before it was trained, its self-attention began with the donor's "
+            f"({', '.join(run.hparams['mam'].plan.projections)}; [Multimodal Attention Merging]"
+            f"({PAPER}) at λ = 0).\n"
+        )
+        return began if run.control == "none" else f"{began}\n{control}\n"
     lines = [
         f"A {what}. Query, key and value projections of its self-attention are a mixture of the "
         f"target's and the donor's ([Multimodal Attention Merging]({PAPER})):",
@@ -154,7 +162,7 @@ def _introduction(run: FinishedRun) -> str:
         "The merge is folded in: these are plain weights.",
     ]
     if run.control != "none":
-        lines.append(f"**A control, not a merge:** `{run.control}` stood in the donor's place.")
+        lines.append(control)
     return "\n".join(lines) + "\n"
 
 

@@ -84,6 +84,12 @@ class FinishedRun:
         return isinstance(self.encoder, HubertCTC)
 
     @property
+    def is_start(self) -> bool:
+        """Whether its training began with a donor's attention, and had no λ."""
+        mam: MAM | None = self.hparams.get("mam")
+        return mam is not None and mam.is_start
+
+    @property
     def formula(self) -> str:
         """What a merged run's method makes of W_target and W_donor."""
         return METHODS[self.hparams["mam"].options["method"]].formula
@@ -198,7 +204,7 @@ def _tested(
     mam: MAM | None = hparams.get("mam")
     encoder = hparams["encoder"]
     lambdas: Mapping[str, float] = results.get("lambdas") or {}
-    if mam is not None and not lambdas:
+    if mam is not None and not lambdas and not mam.is_start:
         lambdas = _fixed_lambdas(mam)
     return FinishedRun(
         folder=folder,

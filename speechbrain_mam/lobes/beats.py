@@ -13,13 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from speechbrain_mam.errors import MAMError, one_of
-from speechbrain_mam.lobes.beats_model import build_beats, checkpoint_file, read_checkpoint
+from speechbrain_mam.lobes.beats_model import (
+    BEATsModel,
+    build_beats,
+    checkpoint_file,
+    read_checkpoint,
+)
 from speechbrain_mam.lobes.fbank import (
     FRAME_SAMPLES,
     SAMPLE_RATE_HZ,
     SHIFT_SAMPLES,
     frame_count,
 )
+from speechbrain_mam.lobes.fresh import check_fresh, draw_anew
 from speechbrain_mam.model_files.read import files_sha256
 
 logger = logging.getLogger(__name__)
@@ -53,12 +59,17 @@ class BEATsEncoder(nn.Module):
     fbank_augment : callable, optional
         Applied to the filter banks ``[B, frames, 128]`` in training, where zero is their mean:
         SpecAugment, for example.
+    fresh : str
+        What of the model is drawn anew: ``none``, ``attention``, ``encoder`` or ``all``; see
+        :mod:`speechbrain_mam.lobes.fresh`.
+    fresh_seed : int
+        Of what is drawn.
 
     Raises
     ------
     MAMError
         If the checkpoint is missing, cut short, holds pickled code or no complete cfg, or other
-        tensors than its cfg says.
+        tensors than its cfg says; or what is drawn anew would not be trained.
 
     Example
     -------
@@ -89,9 +100,12 @@ class BEATsEncoder(nn.Module):
         layerdrop: float = 0.0,
         gradient_decay: float | None = 1.0,
         fbank_augment: Callable[[Tensor], Tensor] | None = None,
+        fresh: str = "none",
+        fresh_seed: int = 0,
     ):
         super().__init__()
         one_of("trainable", trainable, TRAINABLE)
+        check_fresh(fresh, "none" if freeze else trainable)
         if not fbank_std > 0:
             raise MAMError(f"key 'fbank_std': expected a number above 0, got {fbank_std}")
         file = checkpoint_file(source)
@@ -106,6 +120,7 @@ class BEATsEncoder(nn.Module):
         self.file, self.cfg, self.freeze = file, cfg, freeze
         self.fbank_mean, self.fbank_std = fbank_mean, fbank_std
         self.model = build_beats(cfg, state, file)
+        draw_anew(self.model, fresh, lambda: BEATsModel(cfg), fresh_seed)
         self.model.fbank_augment = fbank_augment
         self.width: int = cfg["encoder_embed_dim"]
         self.model.requires_grad_(trainable == "all" and not freeze)

@@ -22,6 +22,7 @@ from speechbrain_mam.lobes.ctc_folder import (
     read_alphabet,
     read_extractor,
 )
+from speechbrain_mam.lobes.fresh import check_fresh, draw_anew
 from speechbrain_mam.lobes.pieces import read_pieces
 from speechbrain_mam.lobes.spelling import composed
 from speechbrain_mam.model_files.find import resolve_model
@@ -86,11 +87,17 @@ class HubertCTC(nn.Module):
     dnn_layers, dnn_neurons : int
         Blocks of SpeechBrain's ``VanillaNN`` before the linear layer of a new head, and their
         width; none by default.
+    fresh : str
+        What of the model is drawn anew: ``none``, ``attention``, ``encoder`` or ``all``; see
+        :mod:`speechbrain_mam.lobes.fresh`.
+    fresh_seed : int
+        Of what is drawn.
 
     Raises
     ------
     MAMError
-        If the model cannot be had, or ``trainable`` is none of the three.
+        If the model cannot be had, ``trainable`` is none of the three, or what is drawn anew would
+        not be trained.
 
     Example
     -------
@@ -111,9 +118,12 @@ class HubertCTC(nn.Module):
         dropout: float | None = None,
         dnn_layers: int = 0,
         dnn_neurons: int = 1024,
+        fresh: str = "none",
+        fresh_seed: int = 0,
     ):
         super().__init__()
         one_of("trainable", trainable, TRAINABLE)
+        check_fresh(fresh, trainable, freeze_feature_extractor)
         self._pretrained: tuple[nn.Module, Labels] | None = None
         self._dnn = dnn_layers, dnn_neurons
         self.alphabet: Labels
@@ -124,6 +134,7 @@ class HubertCTC(nn.Module):
             names = ("hidden", "attention", "activation", "final", "feat_proj", "conformer_conv")
             overrides |= dict.fromkeys((f"{name}_dropout" for name in names), dropout)
         self.model = load_model(folder, overrides, head=new_alphabet is None)
+        draw_anew(self.model, fresh, lambda: type(self.model)(self.model.config), fresh_seed)
         self.folder = folder
         extractor = read_extractor(folder)
         self.extractor = extractor if "input_features" in extractor.model_input_names else None

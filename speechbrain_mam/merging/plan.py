@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from speechbrain_mam.architectures.parts import Part, TensorRef
 from speechbrain_mam.donors.donor import TensorKey
@@ -79,6 +80,19 @@ class MergePlan:
             if (entry.layer, entry.projection) == (layer, projection):
                 return entry.lam
         raise KeyError((layer, projection))
+
+    def settings(self) -> dict[str, Any]:
+        """What a λ of this plan means, by the key that says it."""
+        weights = [entry for entry in self.entries if entry.kind == "weight"]
+        return {
+            "method": self.method,
+            "donor_scale": self.donor_scale,
+            "align": self.align,
+            "layers": list(self.layers),
+            "projections": list(self.projections),
+            "layer_map": sorted({(entry.layer, entry.donor_layer) for entry in weights}),
+            "bias": [entry.target for entry in self.entries if entry.kind == "bias"],
+        }
 
     def to_json(self) -> str:
         """The plan as JSON."""

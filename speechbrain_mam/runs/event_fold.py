@@ -39,7 +39,7 @@ def run_fold(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets)
         If ``merge_into`` or the search's keys say nothing that can be done.
     """
     mam, method = brain.mam, hparams["method"]
-    fixed = mam is not None and not mam.learnable
+    fixed = mam is not None and not mam.learnable and not mam.is_start
     if fixed:
         _check_merge(brain, hparams)
     results: dict[str, dict[str, float]] = {}
@@ -51,8 +51,8 @@ def run_fold(brain: AudioEvents, hparams: Mapping[str, Any], datasets: Datasets)
         results |= _merge(brain, hparams, datasets)
     else:
         if mam is not None:
-            # λ starts below 1: the classifier is to fit the features that training starts from,
-            # as it does without merging.
+            # λ starts below 1, or attention is the donor's: the classifier is to fit the features
+            # that training starts from, as it does without merging.
             brain.fit_classifier(datasets["train"], datasets["valid"])
         fit(brain, hparams, datasets)
         results[method] = brain.test(datasets["test"], method)

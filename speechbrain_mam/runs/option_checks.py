@@ -62,6 +62,7 @@ _POSITIVE, _SHARE = Range(open_low=True), Range(0, 1)
 RANGES: dict[str, Range] = {
     "seed": Range(0, 2**32 - 1, whole=True),
     "control_seed": Range(0, 2**32 - 1, whole=True),
+    "fresh_seed": Range(0, 2**32 - 1, whole=True),
     "number_of_epochs": _COUNT,
     "lr": _POSITIVE,
     "lr_mam": _POSITIVE,

@@ -235,6 +235,8 @@ class Sweep:
             parts.append(self._donor_hash(point.donor))
             control = self._own["control"] if point.control == "none" else point.control
             parts.append(f"{control} {self._seed_of(point) if control in DRAWN else ''}")
+            if self.mam.rotate != "none":
+                parts.append(f"{self.mam.rotate} {self._seed_of(point)}")
         return self.folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.json"
 
     def _read(self, point: Point, last: int) -> Scored:

@@ -114,6 +114,9 @@ class _Check:
         self.trainable = {n for n, p in self.plain.named_parameters() if p.requires_grad}
 
     def run_all(self) -> None:
+        if self.setting.start == "donor":
+            self.started()
+            return
         self.fixed()
         self.untouched_at_one()
         brain, theirs, saved = self.trained()
@@ -124,7 +127,7 @@ class _Check:
         setting, model = self.setting, copy.deepcopy(self.plain)
         _move(model)
         options = {"lam": 0.8, "bias": "where_both", "method": setting.method, **options}
-        if options.get("learnable", True):
+        if options.get("learnable", True):  # of what is fixed there is none
             options |= {"granularity": setting.granularity, "constraint": setting.constraint}
         mam = MAM(model, self.donor, **options)
         hparams = {
@@ -196,6 +199,35 @@ class _Check:
         _equal(anew.seen, brain.seen, "built anew and tested")
         anew.merge.take_back()
         _equal(_weights(anew.modules["model"]), brain.own_weights(), "taken back after a test")
+        still = {n for n, p in anew.modules["model"].named_parameters() if p.requires_grad}
+        assert still == self.trainable, f"trainable is not what was: {still ^ self.trainable}"
+
+    def started(self) -> None:
+        """It begins as the formula has it at λ = 0, is trained, and is resumed as it was left."""
+        options = {"start": "donor", "lam": None, "learnable": False}
+        brain = self.build(**options)
+        mam, model = brain.merge, brain.modules["model"]
+        theirs, zero = DonorTensors.of(mam, self.own), [torch.zeros(1)]
+        assert {entry.projection for entry in mam.plan.entries} >= {"value", "output"}
+        self.same_merge(_weights(model), self.own, theirs, zero, "at the start")
+        with mam.taken_back():
+            _equal(_weights(model), self.own, "taken back")
+        brain.fit(range(1), brain.data(2), brain.data(1), progressbar=False)
+        _move(brain.modules)
+        left = _weights(model)
+        begun = merged_by_formula(theirs, self.own, zero, self.setting)
+        assert any(not torch.equal(left[n], begun[n]) for n in begun), "no merged weight has moved"
+        for number in (1, 2):
+            brain.test()
+            _equal(brain.seen, left, f"test {number}")
+            _move(brain.modules)
+        resumed = self.build(**options)
+        resumed.fit(range(1, 2), brain.data(1), brain.data(1), progressbar=False)
+        _equal(resumed.recovered_own, left, "recovered")
+        resumed.test()
+        anew = self.build(**options)
+        anew.test()
+        _equal(anew.seen, resumed.seen, "built anew and tested")
         still = {n for n, p in anew.modules["model"].named_parameters() if p.requires_grad}
         assert still == self.trainable, f"trainable is not what was: {still ^ self.trainable}"
 

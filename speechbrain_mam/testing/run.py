@@ -71,8 +71,8 @@ class TestedBrain(MAMBrain, sb.Brain):
     def on_fit_batch_start(self, batch: Any, should_step: bool) -> None:
         """What was recovered, before the first step changes it."""
         super().on_fit_batch_start(batch, should_step)
-        if not self.recovered_lams:
-            lams = self.merge.live.parameters()
+        if not self.recovered_own:
+            lams = self.merge.live.parameters() if self.merge.learnable else []
             self.recovered_lams = [lam.detach().clone() for lam in lams]
             self.recovered_own = self.own_weights()
 

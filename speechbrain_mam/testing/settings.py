@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass, fields
 
 from speechbrain_mam.learning.learnable import CONSTRAINTS, GRANULARITIES
 from speechbrain_mam.merging.methods import METHODS
+from speechbrain_mam.merging.start import STARTS
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Setting:
         Whether λ is learned alone.
     dtype : str
         The precision that the target is stored in: ``float32`` or ``bfloat16``.
+    start : str
+        ``target``; or ``donor``: λ = 0 in the chosen layers, which are then trained without λ.
     """
 
     method: str = "linear"
@@ -32,23 +35,26 @@ class Setting:
     donors: int = 1
     frozen: bool = False
     dtype: str = "float32"
+    start: str = "target"
 
     def __str__(self) -> str:
         trained = "frozen" if self.frozen else "trained"
         several = f"{self.donors} donors, " if self.donors > 1 else ""
         kind = f"{self.method}, {self.granularity}, {self.constraint}"
-        return f"{kind}, {several}{trained}, {self.dtype}"
+        started = "" if self.start == "target" else f", start {self.start}"
+        return f"{kind}, {several}{trained}, {self.dtype}{started}"
 
 
 def every_setting(donors: int = 2) -> Iterator[Setting]:
     """Every method, granularity, constraint, number of donors, frozen or not, both precisions.
 
-    Several donors go with some methods and granularities only (see the documentation of methods).
+    Several donors go with some methods and granularities only (see the documentation of methods), a
+    start from the donor has no λ and is of a target that is trained.
 
     Example
     -------
     >>> len(list(every_setting()))
-    288
+    296
     """
     choices = itertools.product(
         METHODS,
@@ -57,10 +63,17 @@ def every_setting(donors: int = 2) -> Iterator[Setting]:
         range(1, donors + 1),
         (False, True),
         ("float32", "bfloat16"),
+        STARTS,
     )
     for choice in choices:
         setting = Setting(*choice)
         mixed = setting.donors > 1
+        if setting.start == "donor" and (
+            setting.method not in ("linear", "norm_matched")
+            or setting.frozen
+            or (setting.granularity, setting.constraint) != ("layer", "project")
+        ):
+            continue
         if mixed and (
             setting.method not in ("linear", "norm_matched")
             or setting.granularity not in ("model", "layer")

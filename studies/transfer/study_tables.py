@@ -1,0 +1,213 @@
+"""What the cells say: means, paired differences with t intervals, Holm, and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+CHOOSING = 1000
+"""Seeds from here on choose learning rates, and are in no comparison."""
+PRIMARY = ("minilm", "minilm-moments")
+POSITIVE = ("whisper", "whisper-moments")
+Cells = Mapping[str, Mapping[int, dict[str, Any]]]
+"""By arm and seed."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One arm minus another, over the seeds that both have.
+
+    Arguments
+    ---------
+    mean, low, high : float
+        With its 95 % t interval.
+    p : float
+        Two-sided, of the paired t test.
+    seen : float
+        The smallest true difference that so many seeds would show in 80 % of cases.
+    """
+
+    arm: str
+    against: str
+    seeds: int
+    mean: float
+    low: float
+    high: float
+    p: float
+    seen: float
+
+
+def read_cells(folder: Path) -> list[dict[str, Any]]:
+    """Every cell under a folder."""
+    return [json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.rglob("*.json"))]
+
+
+def chosen_rate(cells: Sequence[dict[str, Any]], arm: str) -> float | None:
+    """The rate with the lowest mean loss over the choosing seeds; None if there were none."""
+    by_rate: dict[float, list[float]] = {}
+    for cell in cells:
+        if cell["arm"] == arm and cell["seed"] >= CHOOSING:
+            by_rate.setdefault(cell["lr"], []).append(mean_loss(cell))
+    return min(by_rate, key=lambda lr: float(np.mean(by_rate[lr])), default=None)
+
+
+def compared(cells: Sequence[dict[str, Any]]) -> Cells:
+    """The cells to compare, by arm and seed: at each arm's chosen rate, without choosing seeds."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    rates = {arm: chosen_rate(cells, arm) for arm in {cell["arm"] for cell in cells}}
+    for cell in cells:
+        if cell["seed"] < CHOOSING and rates[cell["arm"]] in (None, cell["lr"]):
+            found.setdefault(cell["arm"], {})[cell["seed"]] = cell
+    return found
+
+
+def mean_loss(cell: Mapping[str, Any]) -> float:
+    """Mean validation loss over the epochs: how low, and how soon."""
+    return float(np.mean(cell["losses"]))
+
+
+def area(cell: Mapping[str, Any]) -> float:
+    """Mean validation loss over the logarithm of steps, by trapezoids: early steps weigh more.
+
+    Example
+    -------
+    >>> area({"steps": [1, 10, 100], "losses": [2.0, 1.0, 0.0]})
+    1.0
+    """
+    x, y = np.log(cell["steps"]), np.array(cell["losses"])
+    if len(x) < 2:
+        return float(y[0])
+    return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / (x[-1] - x[0]))
+
+
+def steps_to(cell: Mapping[str, Any], loss: float) -> float:
+    """Steps after which the loss is first as low as another one; infinity if it never is."""
+    reached = [s for s, found in zip(cell["steps"], cell["losses"], strict=True) if found <= loss]
+    return reached[0] if reached else math.inf
+
+
+def difference(arm: str, against: str, cells: Cells) -> Difference | None:
+    """``arm`` − ``against`` in mean loss, paired by seed; None with fewer than two seeds."""
+    seeds = sorted(cells.get(arm, {}).keys() & cells.get(against, {}).keys())
+    if len(seeds) < 2:
+        return None
+    values = np.array([mean_loss(cells[arm][s]) - mean_loss(cells[against][s]) for s in seeds])
+    return paired(arm, against, values)
+
+
+def paired(arm: str, against: str, values: np.ndarray) -> Difference:
+    """Mean, t interval, p, and what could have been seen, of paired differences.
+
+    Example
+    -------
+    >>> found = paired("a", "b", np.array([0.1, 0.2, 0.3, 0.4]))
+    >>> round(found.mean, 3), round(found.p, 4)
+    (0.25, 0.0305)
+    """
+    n, mean = len(values), float(values.mean())
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    t = float(stats.t.ppf(0.975, n - 1))
+    p = float(stats.ttest_1samp(values, 0.0).pvalue) if error > 0 else float(mean == 0)
+    seen = (t + float(stats.t.ppf(0.8, n - 1))) * error
+    return Difference(arm, against, n, mean, mean - t * error, mean + t * error, p, seen)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p adjusted for so many comparisons (Holm, Scand. J. Statist. 1979), in their order.
+
+    Example
+    -------
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, highest = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def differences(cells: Cells) -> list[Difference]:
+    """The primary one, the positive control's, each arm's against its twin, then the default."""
+    donors = [arm for arm in cells if f"{arm}-moments" in cells]
+    pairs = [PRIMARY, POSITIVE, *((arm, f"{arm}-moments") for arm in sorted(donors))]
+    pairs += [(arm, "default") for arm in sorted(cells) if arm != "default"]
+    for donor in sorted(donors):
+        others = [a for a in sorted(cells) if a.startswith(f"{donor}-") and a != f"{donor}-moments"]
+        pairs += [(donor, other) for other in others]
+    found = [difference(*pair, cells) for pair in dict.fromkeys(pairs)]
+    return [one for one in found if one is not None]
+
+
+def tables(cells: Sequence[dict[str, Any]]) -> str:
+    """Both tables, in Markdown."""
+    by_arm = compared(cells)
+    rows = [
+        "| start | lr | seeds | loss | area | final error % | steps to the default's best |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    best = {seed: min(cell["losses"]) for seed, cell in by_arm.get("default", {}).items()}
+    for arm in sorted(by_arm, key=lambda arm: (arm != "default", arm)):
+        found = by_arm[arm]
+        reached = [steps_to(cell, best[seed]) for seed, cell in found.items() if seed in best]
+        steps = "" if not reached else _steps(reached)
+        mean = {
+            "loss": np.mean([mean_loss(c) for c in found.values()]),
+            "area": np.mean([area(c) for c in found.values()]),
+            "error": np.mean([c["errors"][-1] for c in found.values()]),
+        }
+        rates = "/".join(f"{lr:g}" for lr in sorted({c["lr"] for c in found.values()}))
+        rows.append(
+            f"| {arm} | {rates} | {len(found)} | {mean['loss']:.3f} | {mean['area']:.3f} | "
+            f"{mean['error']:.1f} | {steps} |"
+        )
+    rows += ["", "| loss of | minus | seeds | difference [95 %] | p | p, Holm | could be seen |"]
+    rows.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    found = differences(by_arm)
+    others = [one for one in found if (one.arm, one.against) != PRIMARY]
+    adjusted = dict(zip(others, holm([one.p for one in others]), strict=True))
+    for one in found:
+        p = "primary" if one not in adjusted else _p(adjusted[one])
+        rows.append(
+            f"| {one.arm} | {one.against} | {one.seeds} | {one.mean:+.3f} "
+            f"[{one.low:+.3f}, {one.high:+.3f}] | {_p(one.p)} | {p} | {one.seen:.3f} |"
+        )
+    return "\n".join(rows).replace("-0.", "−0.").replace("-1.", "−1.")
+
+
+def _p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _steps(reached: Sequence[float]) -> str:
+    middle = float(np.median(reached))
+    share = f"{sum(map(math.isfinite, reached))} of {len(reached)}"
+    return f"{middle:.0f} ({share})" if math.isfinite(middle) else f"not reached ({share})"
+
+
+def picture(cells: Sequence[dict[str, Any]], file: Path, title: str) -> None:
+    """Differences with their intervals, against the default and against the twin, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = differences(compared(cells))[::-1]
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.3 * len(found)), layout="constrained")
+    for y, one in enumerate(found):
+        colour = "tab:blue" if one.against == "default" else "tab:orange"
+        axes.plot([one.low, one.high], [y, y], color=colour)
+        axes.plot(one.mean, y, "o", color=colour)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(found)), [f"{one.arm} − {one.against}" for one in found])
+    axes.set_xlabel("mean validation loss, difference with its 95 % interval (left is better)")
+    axes.set_title(title)
+    figure.savefig(file, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,195 @@
+"""studies/transfer: arms differ in attention alone, nobody is heard twice, cells are kept."""
+
+import doctest
+import importlib.util
+import json
+import math
+import re
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import REPO
+from scipy import stats
+
+FOLDER = REPO / "studies" / "transfer"
+sys.path.insert(0, str(FOLDER))
+
+import study_cell  # noqa: E402
+import study_tables  # noqa: E402
+import study_tasks  # noqa: E402
+
+from speechbrain_mam import Donor, MAMError  # noqa: E402
+
+SPEC = importlib.util.spec_from_file_location("study_run", FOLDER / "run.py")
+study = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(study)
+TINY = study_cell.Setting("digits", minutes=0.05, epochs=2, depth=2, d_ffn=8)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Four speakers, ten digits, two takes each: tones of a pitch for each digit."""
+    folder, draw = tmp_path_factory.mktemp("digits"), np.random.default_rng(0)
+    t = np.arange(2400) / 8000
+    for speaker in ("ann", "bob", "cy", "dee"):
+        for digit in range(10):
+            for take in range(2):
+                wave = np.sin(2 * np.pi * (200 + 150 * digit) * t) + 0.1 * draw.normal(size=len(t))
+                soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", 0.3 * wave, 8000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips(digits):
+    return study_tasks.clips_of("digits", digits)
+
+
+def test_nobody_is_heard_twice_and_classes_take_turns(clips):
+    task = study_tasks.TASKS["digits"]
+    assert {clip.source for clip in clips} == {"ann", "bob", "cy", "dee"}
+    held = set()
+    for seed in range(4):
+        found = study_tasks.split(clips, task, seed, minutes=0.1)
+        held.add(found.held_out)
+        assert found.minutes == pytest.approx(0.1, abs=0.01)
+        counts = torch.bincount(found.train[1], minlength=10)
+        assert counts.max() - counts.min() <= 1
+        assert found.train[0].shape[1:] == (task.tokens, task.stack * study_tasks.MELS)
+        assert len(found.valid[1]) == 20 == len(set(map(tuple, found.valid[0].flatten(1).tolist())))
+    assert held == {"ann", "bob", "cy", "dee"}
+
+
+def test_clips_that_are_not_there_are_told(tmp_path):
+    with pytest.raises(MAMError, match="--task digits: give its folder with --data"):
+        study_tasks.clips_of("digits", None)
+    with pytest.raises(MAMError, match="no clip of the task 'digits'"):
+        study_tasks.clips_of("digits", tmp_path)
+
+
+def test_the_embedded_corpus_needs_no_data():
+    clips = study_tasks.clips_of("mini_esc50", None)
+    assert {clip.source for clip in clips} == set("12345")
+    assert {clip.label for clip in clips} == set(range(10))
+
+
+def test_arms_of_a_seed_differ_in_attention_alone():
+    task, key = study_tasks.TASKS["digits"], "self_att.att."
+    default = study_cell.build(task, TINY, seed=1)
+    before = {name: p.clone() for name, p in default.named_parameters()}
+    donor = Donor(study_cell.DONORS["minilm"])
+    weights = {}
+    for arm in ("minilm", "minilm-moments", "minilm-rotated", "minilm-reversed"):
+        model = study_cell.build(task, TINY, seed=1)
+        digest = study_cell.start(model, arm, 1, TINY)
+        assert re.fullmatch("[0-9a-f]{64}", digest)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, before[name]) == (key not in name), (arm, name)
+        weights[arm] = model.encoder.layers[0].self_att.att.in_proj_weight.detach()[:384]
+    theirs = donor.tensor((0, "query", "weight"))
+    assert torch.equal(weights["minilm"], theirs)
+    assert torch.equal(weights["minilm-reversed"], donor.tensor((5, "query", "weight")))
+    assert weights["minilm-moments"].std().item() == pytest.approx(theirs.std().item(), rel=0.02)
+    assert not torch.equal(weights["minilm-moments"], theirs)
+    assert study_cell.start(default, "default", 1, TINY) is None
+
+
+def test_a_cell_is_trained_once_and_written_whole(clips, tmp_path, monkeypatch):
+    task = study_tasks.TASKS["digits"]
+    arguments = (tmp_path, clips, task, TINY, "default", 0, 0.001)
+    first = study_cell.run_cell(*arguments)
+    file = study_cell.cell_file(tmp_path, TINY, "default", 0, 0.001)
+    assert [f for f in tmp_path.rglob("*") if f.is_file()] == [file]
+    assert file.parent.parent.name == "digits_0.05min_epochs-2_depth-2_d_ffn-8"
+    assert json.loads(file.read_text()) == first and len(first["losses"]) == 2
+    again = study_cell.train(*arguments[1:])
+    assert again["losses"] == first["losses"]  # by its seed
+    monkeypatch.setattr(study_cell, "train", None)
+    assert study_cell.run_cell(*arguments) == first
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_where_it_stopped(digits, tmp_path, capsys):
+    words = ["--data", digits, "--minutes", 0.05, "--epochs", 1, "--depth", 1, "--d-ffn", 8]
+    words += ["--arm", "default", "mimetic", "--seeds", 2, "--choosing-seeds", 1, "--out", tmp_path]
+    words = list(map(str, words))
+    assert study.main([*words, "--until", "00:00"]) == 1  # nothing is begun
+    assert "holds no cells" in capsys.readouterr().out
+    assert study.main(words) == 0
+    said = capsys.readouterr().out
+    assert said.count(" seed 1000: ") == 6 and said.count(" seed 0: ") == 2
+    assert "| default |" in said and "| mimetic | default | 2 |" in said
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.json")}
+    assert study.main(words) == 0 and " seed " not in capsys.readouterr().out
+    assert times == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.json")}
+    assert study.main(["--out", str(tmp_path), "--picture", str(tmp_path / "a.png")]) == 0
+    assert 5000 < (tmp_path / "a.png").stat().st_size < 200_000
+
+
+def made_up(arm, seed, loss, lr=0.1):
+    return {
+        "arm": arm,
+        "seed": seed,
+        "lr": lr,
+        "steps": [1, 10],
+        "losses": [loss, loss],
+        "errors": [50.0, 40.0],
+    }
+
+
+def test_each_arm_has_the_rate_that_its_choosing_seeds_prefer():
+    cells = [made_up("default", 1000, loss, lr) for loss, lr in ((2.0, 0.1), (1.0, 0.2))]
+    cells += [made_up("default", 3, 0.5, 0.1), made_up("default", 3, 0.7, 0.2)]
+    assert study_tables.chosen_rate(cells, "default") == 0.2
+    found = study_tables.compared(cells)
+    assert {seed: cell["lr"] for seed, cell in found["default"].items()} == {3: 0.2}
+
+
+def test_differences_are_paired_by_seed():
+    draw = np.random.default_rng(0)
+    base, gain = draw.normal(size=8), draw.normal(0.5, 0.2, size=8)
+    cells = [made_up("minilm-moments", s, base[s]) for s in range(8)]
+    cells += [made_up("minilm", s, base[s] - gain[s]) for s in range(8)]
+    cells += [made_up("default", s, base[s]) for s in range(7)]
+    by_arm = study_tables.compared(cells)
+    found = study_tables.difference("minilm", "minilm-moments", by_arm)
+    expected = stats.ttest_rel(base - gain, base)
+    low, high = expected.confidence_interval(0.95)
+    assert (found.seeds, found.p) == (8, pytest.approx(expected.pvalue))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert study_tables.difference("minilm", "default", by_arm).seeds == 7
+    printed = study_tables.tables(cells)
+    assert "| minilm | minilm-moments | 8 |" in printed and "primary" in printed
+    assert printed.count("primary") == 1
+
+
+def test_holm_and_the_smallest_effect_that_is_seen():
+    assert study_tables.holm([0.01, 0.02, 0.2]) == pytest.approx([0.03, 0.04, 0.2])
+    draw = np.random.default_rng(1)
+    values = draw.normal(size=20)
+    seen = study_tables.paired("a", "b", (values - values.mean()) / values.std(ddof=1)).seen
+    found = [stats.ttest_1samp(draw.normal(seen, 1.0, 20), 0).pvalue < 0.05 for _ in range(800)]
+    assert 0.75 < np.mean(found) < 0.85
+
+
+def test_the_examples_in_the_docstrings():
+    failed, attempted = doctest.testmod(study_tables)
+    assert failed == 0 and attempted >= 4
+
+
+def test_steps_to_a_loss():
+    cell = {"steps": [1, 2, 4], "losses": [3.0, 2.0, 1.0]}
+    assert study_tables.steps_to(cell, 2.0) == 2 and study_tables.steps_to(cell, 0.5) == math.inf
+
+
+def test_the_page_has_the_tables_of_the_results(capsys):
+    assert study.main(["--table"]) == 0
+    printed = capsys.readouterr().out
+    page = (REPO / "docs" / "transfer.md").read_text(encoding="utf-8")
+    for block in printed.split("\n\n"):
+        assert block.strip() in page
+    cells = study_tables.read_cells(FOLDER / "results")
+    primary = [c for c in cells if c["arm"] == "minilm" and c["seed"] < study_tables.CHOOSING]
+    assert len({cell["seed"] for cell in primary}) >= 20
