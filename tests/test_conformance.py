@@ -104,3 +104,9 @@ def test_a_module_that_is_no_target_fails_in_each_setting(donors):
     )
     assert len(failures) == 2 and "no/such/donor" in str(failures[0])
     assert isinstance(TARGETS[0].build(), nn.Module)
+
+
+def test_finds_a_start_that_is_made_once_more(donors, monkeypatch):
+    """A merge that is never the target's own would be done again with what was recovered."""
+    monkeypatch.setattr(MAM, "adopt", lambda self: None)
+    find("test 1: ", donors, monkeypatch, start="donor")

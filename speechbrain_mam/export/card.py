@@ -147,10 +147,12 @@ def _introduction(run: FinishedRun) -> str:
         return f"A {what}, fine-tuned without merging.\n"
     control = f"**A control, not a merge:** `{run.control}` stood in the donor's place."
     if run.is_start:
+        mam = run.hparams["mam"]
+        turned = "" if mam.rotate == "none" else f", in another basis (rotate: {mam.rotate})"
         began = (
             f"A {what}. Before it was trained, its self-attention began with the donor's "
-            f"({', '.join(run.hparams['mam'].plan.projections)}; [Multimodal Attention Merging]"
-            f"({PAPER}) at λ = 0).\n"
+            f"({', '.join(mam.plan.projections)}; [Multimodal Attention Merging]({PAPER}) at "
+            f"λ = 0){turned}.\n"
         )
         return began if run.control == "none" else f"{began}\n{control}\n"
     lines = [

@@ -218,7 +218,7 @@ def write_results(brain: MAMBrain, results: Results) -> dict[str, float]:
         "method": brain.hparams.method,
         "seed": brain.hparams.seed,
         "control": brain.mam.control_name if brain.mam is not None else "none",
-        "donor": brain.mam.donor.name if brain.mam is not None else None,
+        "donor": _donor_of(brain),
         "donor_sha256": brain.mam.donor_hash if brain.mam is not None else None,
         "target_sha256": encoder.files_sha256() if hasattr(encoder, "files_sha256") else None,
         "equivalence_margin": getattr(brain.hparams, "equivalence_margin", None),
@@ -231,6 +231,14 @@ def write_results(brain: MAMBrain, results: Results) -> dict[str, float]:
     text = json.dumps(content, indent=2, ensure_ascii=False)
     write_text_beside(Path(brain.hparams.output_folder) / "results.json", text)
     return lambdas
+
+
+def _donor_of(brain: MAMBrain) -> str | None:
+    """The donor's name; one that was turned is another one to a report."""
+    if brain.mam is None:
+        return None
+    name, rotate = brain.mam.donor.name, brain.mam.rotate
+    return name if rotate == "none" else f"{name}, rotated ({rotate})"
 
 
 def summarize(

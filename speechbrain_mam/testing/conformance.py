@@ -53,7 +53,8 @@ def check_target(
     tested; storages are replaced in between, as a move to another device replaces them. Asked is
     that λ has a gradient and moves; that each test of the same weights has the same merge, that of
     the formula; that λ = 1 is the target's bits; that taking back is exact; that nothing outside of
-    the plan changes; and that what was trainable still is, and what was frozen still is.
+    the plan changes; and that what was trainable still is, and what was frozen still is. Where the
+    setting starts from the donor, that it begins there once, and is resumed as it was left.
 
     Arguments
     ---------
