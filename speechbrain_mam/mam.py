@@ -256,7 +256,6 @@ class MAM:
 
     def settings(self) -> dict[str, Any]:
         """What λ mean, by the key that says it: λ that were learned with others are other λ."""
-        own = self.granularity, self.constraint
         ours = {"granularity": self.granularity, "constraint": self.constraint}
         return ours | self.plan.settings()
 
