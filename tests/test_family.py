@@ -81,6 +81,7 @@ def test_all_but_the_primary_one_are_corrected(report):
     family = report.family
     assert family.primary is row(report, "mam_learnable", "mam_learnable control random")
     assert family.primary.main.p_holm == family.primary.main.p
+    assert report.table.count("| primary |") == 1
     # One draw of the zero-shot control has no verdict, and takes no part
     others = [r for r in report.rows if r is not family.primary]
     others.remove(row(report, "mam_zeroshot", "mam_zeroshot control random"))

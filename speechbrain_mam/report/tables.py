@@ -21,7 +21,7 @@ from speechbrain_mam.results.comparisons import pair_seeds, verdict
 from speechbrain_mam.results.counts import error_rate
 from speechbrain_mam.results.family import Row
 from speechbrain_mam.results.search_results import NO_CONTROL, Point, Sweep
-from speechbrain_mam.results.statistics import Comparison, paired_difference
+from speechbrain_mam.results.statistics import paired_difference
 from speechbrain_mam.results.systems import Rate, System
 from speechbrain_mam.results.tasks import CLASSIFICATION
 
@@ -63,7 +63,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         header += [name, f"{name} points [95 %]"]
     lines = []
     for row in rows:
-        line = [row.system.name, row.verdict, str(row.main.n_seeds), *_cells(row.main)]
+        line = [row.system.name, row.verdict, str(row.main.n_seeds), *_cells(row)]
         for name in others:
             line += [percent_change(row.comparisons[name]), points(row.comparisons[name])]
         lines.append(line)
@@ -73,7 +73,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 def controls_table(rows: Sequence[Row]) -> Table:
     """Every merge against each of its controls."""
     header = ["merge", "against its control", "verdict", *_columns(rows[0].system.task.main)]
-    lines = [[row.system.name, row.against.control, row.verdict, *_cells(row.main)] for row in rows]
+    lines = [[row.system.name, row.against.control, row.verdict, *_cells(row)] for row in rows]
     return Table(header, lines, frozenset(range(3, len(header))))
 
 
@@ -81,10 +81,11 @@ def _columns(metric: str) -> list[str]:
     return [metric, f"{metric} points [95 %]", "p", "p, Holm", f"{metric}, seeds' 95 %"]
 
 
-def _cells(found: Comparison) -> list[str]:
+def _cells(row: Row) -> list[str]:
+    found = row.main
     seeds = interval(found.seeds) if found.seeds is not None else ""
     seeds += f" ({found.n_draws} draws)" if found.n_draws > 1 else ""
-    p = [p_value(found.p), p_value(found.p_corrected)]
+    p = [p_value(found.p), "primary" if row.primary else p_value(found.p_corrected)]
     return [percent_change(found), points(found), *p, seeds]
 
 
