@@ -20,6 +20,7 @@ from speechbrain_mam.report.text import (
 from speechbrain_mam.results.comparisons import pair_seeds, verdict
 from speechbrain_mam.results.counts import error_rate
 from speechbrain_mam.results.family import Row
+from speechbrain_mam.results.resampling import FEWEST_BOUNDED
 from speechbrain_mam.results.search_results import NO_CONTROL, Point, Sweep
 from speechbrain_mam.results.statistics import paired_difference
 from speechbrain_mam.results.systems import Rate, System
@@ -108,19 +109,22 @@ def power_table(rows: Sequence[Row]) -> Table:
         if math.isfinite(found.detectable):
             line[1] = f"±{found.detectable:.2f}"
             line[2] = f"{100 * found.detectable / found.before:.1f} %" if found.before else ""
-        line += [signed(-target), _needed(found.n_clusters, found.detectable_clusters, target)]
         seeds = None if found.n_draws else found.detectable_seeds
-        lines.append([*line, _needed(found.n_seeds, seeds, target)])
+        seeds = None if seeds is None else found.n_seeds * seeds**2
+        line += [
+            signed(-target),
+            _needed(found.needed_clusters, target, found.n_clusters, FEWEST_BOUNDED),
+        ]
+        lines.append([*line, _needed(seeds, target, found.n_seeds, 2)])
     return Table(header, lines, frozenset(range(1, len(header))))
 
 
-def _needed(number: int, detectable: float | None, target: float) -> str:
-    if detectable is None or not target:
+def _needed(for_a_point: float | None, target: float, number: int, least: int) -> str:
+    if for_a_point is None or not target:
         return ""
-    if not math.isfinite(detectable):
+    if not math.isfinite(for_a_point):
         return f"more than {number}"
-    wanted = max(2, math.ceil(number * (detectable / target) ** 2))
-    return f"{wanted:,} (here {number:,})"
+    return f"{max(least, math.ceil(for_a_point / target**2)):,} (here {number:,})"
 
 
 def sweep_table(sweep: Sweep, metric: str, n_resamples: int) -> Table:
