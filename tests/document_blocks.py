@@ -261,6 +261,7 @@ PROGRAMS: dict[str, Callable[[list[str], object], None]] = {
     "pip": _pip,
     "export": _export,
     "source": lambda words, _: None,
+    **dict.fromkeys(("sclite", "cat"), lambda words, _: None),  # NIST's, what it reads piped on
     **dict.fromkeys(("pytest", "ruff", "mypy", "lint-imports", "sphinx-build"), _files),
     "mutmut": _mutmut,
 }

@@ -81,6 +81,7 @@ def test_all_but_the_primary_one_are_corrected(report):
     family = report.family
     assert family.primary is row(report, "mam_learnable", "mam_learnable control random")
     assert family.primary.main.p_holm == family.primary.main.p
+    assert report.table.count("| primary |") == 1
     # One draw of the zero-shot control has no verdict, and takes no part
     others = [r for r in report.rows if r is not family.primary]
     others.remove(row(report, "mam_zeroshot", "mam_zeroshot control random"))
@@ -232,7 +233,10 @@ def test_few_clusters_are_said_and_bounded_by_nothing(tmp_path):
     figures = json.loads(text)["comparisons"][0]["WER"]
     assert figures["low"] is None and figures["detectable"] is None
     power = table(report, "comparison").rows[0]
-    assert power[1] == "none" and power[4] == "more than 4"
+    assert power[1] == "none" and power[4].endswith(" (here 4)")
+    assert int(power[4].split()[0].replace(",", "")) > 6
+    one = clustered(zeroshot(tmp_path / "one", 10), 1)
+    assert table(make_report([one], FAST), "comparison").rows[0][4] == "more than 1"
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "not bounded" in page and "∞" not in page
 

@@ -134,7 +134,7 @@ def _figures(row: Row, metric: str) -> dict[str, Any]:
         ("seeds_narrow", "seeds_low_90", "seeds_high_90"),
     ):
         values |= zip((low, high), _finite(values.pop(name) or (None, None)), strict=True)
-    names = ("detectable_clusters", "detectable_seeds")
+    names = ("detectable_clusters", "needed_clusters", "detectable_seeds")
     values |= zip(names, _finite(values[name] for name in names), strict=True)
     values |= zip(("detectable",), _finite([comparison.detectable]), strict=True)
     values |= {"relative_change": comparison.relative_change, "equivalent": comparison.equivalent}

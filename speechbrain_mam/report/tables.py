@@ -20,8 +20,9 @@ from speechbrain_mam.report.text import (
 from speechbrain_mam.results.comparisons import pair_seeds, verdict
 from speechbrain_mam.results.counts import error_rate
 from speechbrain_mam.results.family import Row
+from speechbrain_mam.results.resampling import FEWEST_BOUNDED
 from speechbrain_mam.results.search_results import NO_CONTROL, Point, Sweep
-from speechbrain_mam.results.statistics import Comparison, paired_difference
+from speechbrain_mam.results.statistics import paired_difference
 from speechbrain_mam.results.systems import Rate, System
 from speechbrain_mam.results.tasks import CLASSIFICATION
 
@@ -63,7 +64,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         header += [name, f"{name} points [95 %]"]
     lines = []
     for row in rows:
-        line = [row.system.name, row.verdict, str(row.main.n_seeds), *_cells(row.main)]
+        line = [row.system.name, row.verdict, str(row.main.n_seeds), *_cells(row)]
         for name in others:
             line += [percent_change(row.comparisons[name]), points(row.comparisons[name])]
         lines.append(line)
@@ -73,7 +74,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 def controls_table(rows: Sequence[Row]) -> Table:
     """Every merge against each of its controls."""
     header = ["merge", "against its control", "verdict", *_columns(rows[0].system.task.main)]
-    lines = [[row.system.name, row.against.control, row.verdict, *_cells(row.main)] for row in rows]
+    lines = [[row.system.name, row.against.control, row.verdict, *_cells(row)] for row in rows]
     return Table(header, lines, frozenset(range(3, len(header))))
 
 
@@ -81,10 +82,11 @@ def _columns(metric: str) -> list[str]:
     return [metric, f"{metric} points [95 %]", "p", "p, Holm", f"{metric}, seeds' 95 %"]
 
 
-def _cells(found: Comparison) -> list[str]:
+def _cells(row: Row) -> list[str]:
+    found = row.main
     seeds = interval(found.seeds) if found.seeds is not None else ""
     seeds += f" ({found.n_draws} draws)" if found.n_draws > 1 else ""
-    p = [p_value(found.p), p_value(found.p_corrected)]
+    p = [p_value(found.p), "primary" if row.primary else p_value(found.p_corrected)]
     return [percent_change(found), points(found), *p, seeds]
 
 
@@ -107,19 +109,22 @@ def power_table(rows: Sequence[Row]) -> Table:
         if math.isfinite(found.detectable):
             line[1] = f"±{found.detectable:.2f}"
             line[2] = f"{100 * found.detectable / found.before:.1f} %" if found.before else ""
-        line += [signed(-target), _needed(found.n_clusters, found.detectable_clusters, target)]
         seeds = None if found.n_draws else found.detectable_seeds
-        lines.append([*line, _needed(found.n_seeds, seeds, target)])
+        seeds = None if seeds is None else found.n_seeds * seeds**2
+        line += [
+            signed(-target),
+            _needed(found.needed_clusters, target, found.n_clusters, FEWEST_BOUNDED),
+        ]
+        lines.append([*line, _needed(seeds, target, found.n_seeds, 2)])
     return Table(header, lines, frozenset(range(1, len(header))))
 
 
-def _needed(number: int, detectable: float | None, target: float) -> str:
-    if detectable is None or not target:
+def _needed(for_a_point: float | None, target: float, number: int, least: int) -> str:
+    if for_a_point is None or not target:
         return ""
-    if not math.isfinite(detectable):
+    if not math.isfinite(for_a_point):
         return f"more than {number}"
-    wanted = max(2, math.ceil(number * (detectable / target) ** 2))
-    return f"{wanted:,} (here {number:,})"
+    return f"{max(least, math.ceil(for_a_point / target**2)):,} (here {number:,})"
 
 
 def sweep_table(sweep: Sweep, metric: str, n_resamples: int) -> Table:

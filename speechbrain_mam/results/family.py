@@ -23,6 +23,7 @@ class Row:
     against: System
     comparisons: Mapping[str, Comparison]
     verdict: str
+    primary: bool = False
 
     @property
     def main(self) -> Comparison:
@@ -124,7 +125,7 @@ def compare_all(
             drawn=after.drawn,
         )
         rows[before.name, after.name] = Row(
-            after, before, {**comparisons, after.task.main: main}, said
+            after, before, {**comparisons, after.task.main: main}, said, pair == chosen
         )
     return Family(
         {name: [rows[key] for key in _names(of_one)] for name, of_one in against.items()},

@@ -25,6 +25,7 @@ from speechbrain_mam.results.resampling import (
     t_quantile,
 )
 
+MANY = 10**6
 POWER = 0.8
 """Of the cases, in which an effect of the size ``detectable`` is seen."""
 
@@ -63,6 +64,9 @@ class Comparison:
     detectable_clusters : float or None
         The difference in points that would be seen in 80 % of such test sets; ``None`` where the
         systems are identical, infinite where no difference can be.
+    needed_clusters : float or None
+        Clusters with which a difference of one point would be seen so; of other differences, divide
+        by their square.
     detectable_seeds : float or None
         The same of so many seeds (draws).
     n_draws : int
@@ -87,6 +91,7 @@ class Comparison:
     narrow: Interval = UNBOUNDED
     seeds_narrow: Interval | None = None
     detectable_clusters: float | None = None
+    needed_clusters: float | None = None
     detectable_seeds: float | None = None
     n_draws: int = 0
     p_holm: float | None = None
@@ -179,9 +184,9 @@ def paired_difference(
     else:
         intervals = sign_flip_intervals(contributions, shares, (LEVEL, NARROW), n_resamples)
         method = "sign flips" if clusters >= FEWEST_BOUNDED else "unbounded"
-    error, seen = ratio_error(contributions, shares), float("inf")
-    if clusters >= FEWEST_BOUNDED:
-        seen = seen_in_most(error, clusters)
+    error = ratio_error(contributions, shares)
+    few = clusters < FEWEST_BOUNDED  # no effect is seen; what it would take can be guessed
+    seen = seen_in_most(error, MANY if few else clusters)
     return Comparison(
         *rates,
         difference=rates[1] - rates[0],
@@ -192,7 +197,8 @@ def paired_difference(
         identical=False,
         n_clusters=clusters,
         narrow=intervals[1],
-        detectable_clusters=seen,
+        detectable_clusters=float("inf") if few else seen,
+        needed_clusters=clusters * seen**2,
     )
 
 
