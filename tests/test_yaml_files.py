@@ -45,7 +45,7 @@ def test_a_large_yaml_holds_what_differs_from_its_small_one_and_nothing_else(lar
 
 def test_there_is_a_large_yaml_for_each_small_one():
     small = {file.name for file in (REPO / "hparams").glob("*.yaml")}
-    assert {file.name for file in LARGE} == small and len(small) == 6
+    assert {file.name for file in LARGE} == small and len(small) == 8
 
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_its_base(pair):

@@ -9,8 +9,8 @@ tiny.en (speech, the positive control); or from a donor of which something was d
 ``moments`` keeps each tensor's mean and standard deviation, ``rotated`` all but the basis.
 
 > python studies/transfer/run.py --quick                               # embedded corpus, no data
-> python studies/transfer/run.py --quick --data ../shared/data/digits  # one comparison, < 5 min
-> python studies/transfer/run.py --data ../shared/data/digits          # the primary one, 20 seeds
+> python studies/transfer/run.py --quick --data digits                 # one comparison, < 5 min
+> python studies/transfer/run.py --data digits                         # the primary one, 20 seeds
 > python studies/transfer/run.py --table                               # what the results say
 > python studies/transfer/run.py --picture docs/transfer.png
 
