@@ -53,7 +53,7 @@ def options_of(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of the task's clips")
     parser.add_argument("--arm", nargs="+", metavar="ARM", help=f"some of {', '.join(ARMS)}")
     parser.add_argument("--seeds", type=int, help="how many; default 20, with --quick 4")
-    parser.add_argument("--minutes", type=float, default=usual.minutes, help="of training clips")
+    parser.add_argument("--minutes", type=float, help="of training clips; default by the task")
     parser.add_argument("--epochs", type=int, default=usual.epochs)
     parser.add_argument("--depth", type=int, default=usual.depth, help="layers of the encoder")
     parser.add_argument("--d-ffn", type=int, default=usual.d_ffn, help="of each layer")
@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     task = options.task or ("digits" if options.data is not None else "mini_esc50")
     shape = {key: getattr(options, key) for key in ("minutes", "epochs", "depth", "d_ffn")}
+    shape["minutes"] = shape["minutes"] or TASKS[task].minutes
     setting = Setting(task, layers=options.layers, projections=options.projections, **shape)
     clips = clips_of(task, options.data)
     arms = options.arm or (QUICK_ARMS if options.quick else PRIMARY_ARMS)

@@ -57,6 +57,8 @@ class Task:
         How many there are.
     valid_each : int
         Validation clips of each class.
+    minutes : float
+        Of training clips, where nothing else is said.
     """
 
     read: Callable[[Path], list[Clip]]
@@ -64,7 +66,8 @@ class Task:
     stack: int
     tokens: int
     classes: int = 10
-    valid_each: int = 12
+    valid_each: int = 8
+    minutes: float = 15.0
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,9 @@ def read_events(folder: Path) -> list[Clip]:
 
 
 TASKS = {
-    "digits": Task(read_digits, 8000, stack=7, tokens=8, valid_each=10),
-    "esc10": Task(read_events, 16000, stack=20, tokens=25, valid_each=8),
-    "mini_esc50": Task(read_events, 16000, stack=20, tokens=12, valid_each=8),
+    "digits": Task(read_digits, 8000, stack=7, tokens=8, valid_each=10, minutes=1.0),
+    "esc10": Task(read_events, 16000, stack=20, tokens=25),
+    "mini_esc50": Task(read_events, 16000, stack=20, tokens=12),
 }
 
 
