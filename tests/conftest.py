@@ -76,7 +76,9 @@ def pytest_collection_modifyitems(items):
         slow = item.get_closest_marker("slow") is not None
         if (whole_file and slow) or item.nodeid.startswith(SINGLE):
             item.add_marker("thorough")
-        if any(item.get_closest_marker(name) for name in ("thorough", "faults", "recipes")):
+        if item.location[0] in thorough.SLOW or any(
+            item.get_closest_marker(name) for name in ("thorough", "faults", "recipes")
+        ):
             item.add_marker("slow")  # `-m "not slow"` on the command line takes addopts' place
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     give_lazy_modules_a_file()

@@ -27,8 +27,6 @@ ENDS = {
     "thread": ("import threading, time; threading.Timer(0.1, print, ['late']).start()", 0),
 }
 
-pytestmark = pytest.mark.slow  # true processes beside each fork
-
 
 @pytest.fixture()
 def script(tmp_path):

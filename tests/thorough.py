@@ -2,6 +2,7 @@
 
 Whole matrices of which some rows stay in the daily run, corpora that are expanded, the documents'
 build, the wheel, compilers. ``.ci/run`` runs both. Each entry is the beginning of tests' names.
+``pytest -m "not slow"`` leaves out these, what is marked slow, and the files in ``SLOW``.
 """
 
 TESTS = (
@@ -41,3 +42,21 @@ TESTS = (
     "tests/test_whole_checkpoints.py::test_a_rank_that_is_late",
 )
 """Where a whole file is named, its tests that are marked slow."""
+
+SLOW = (
+    "tests/test_before_the_move.py",
+    "tests/test_contest.py",
+    "tests/test_esc50_download.py",
+    "tests/test_export.py",
+    "tests/test_lambda_map.py",
+    "tests/test_only_donors.py",
+    "tests/test_prefix_caches.py",
+    "tests/test_processes.py",
+    "tests/test_proof.py",
+    "tests/test_push.py",
+    "tests/test_race.py",
+    "tests/test_report_folds.py",
+    "tests/test_seeds.py",
+    "tests/test_trainer.py",
+)
+"""Files that are slow as a whole: many small runs, servers, pictures."""
