@@ -167,7 +167,7 @@ def _plot_line(axes: Axes, points: list[Point], untouched: Point | None, control
         return axes.plot(lams, rates, "o-", color=MERGE, lw=2.2, ms=5, zorder=3)[0]
     colour, marker = CONTROL_STYLES.get(control, (GREY, "x"))
     lams = sorted(set(lams))  # a control's draws: their mean
-    rates = [np.mean([error_rate(p.counts) for p in points if p.lam == lam]) for lam in lams]
+    rates = [float(np.mean([error_rate(p.counts) for p in points if p.lam == lam])) for lam in lams]
     return axes.plot(lams, rates, color=colour, marker=marker, lw=1.1, ms=4, alpha=0.9)[0]
 
 
