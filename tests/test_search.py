@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from speechbrain_mam import MAM, Donor, MAMError, Merge, find_attention, make_pl
 from speechbrain_mam.runs.zeroshot import read_search
 from speechbrain_mam.search.contest import greedy
 from speechbrain_mam.search.grid import Point, Scored, choose, parse_grid, parse_subsets, points_of
-from speechbrain_mam.search.identity import batches_sha256, circumstances
+from speechbrain_mam.search.identity import batches_sha256, circumstances, settings_sha256
 from speechbrain_mam.search.sweep import Sweep
 
 WAVS = [torch.randn(2, 3200, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -263,6 +264,22 @@ def test_what_is_no_tensor_is_part_of_the_model(parts, tmp_path):
     model.hubert.encoder.layer_norm.eps = 0.1
     with pytest.raises(MAMError, match="another model's settings;"):
         Sweep(mam, scorer, tmp_path, progress=False)
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    labels: frozenset
+
+
+def test_a_set_has_no_order(parts):
+    """Each process has its own, and goes on with the sweep of another one."""
+    model, _, _ = parts
+    found = []
+    for labels in ([0, 8], [8, 0], [0, 1]):
+        model.alphabet = Alphabet(frozenset(labels))
+        found.append(settings_sha256(model))
+    assert repr(frozenset([0, 8])) != repr(frozenset([8, 0]))
+    assert found[0] == found[1] != found[2]
 
 
 def test_values_that_can_be_read_are_told(parts, tmp_path):
