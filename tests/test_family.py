@@ -166,6 +166,11 @@ def test_draws_that_scatter_leave_the_merge_one_of_them(tmp_path):
 def test_one_draw_has_no_verdict(tmp_path):
     report = make_report([zeroshot(tmp_path / "run")], FAST)
     found = row(report, "mam_zeroshot", "mam_zeroshot control random")
+    assert report.family.primary is found and report.family.corrected == 2
+    alone = zeroshot(tmp_path / "alone")
+    change(alone, "results.json", lambda c: c["results"].pop("untouched"))
+    only = make_report([alone], FAST)
+    assert only.family.corrected == 0 and "other comparison" not in said(only)
     assert found.main.p < 0.05 and found.verdict == "one draw: no verdict"
     merge = row(report, "mam_zeroshot", "untouched").verdict
     assert merge == "lower, but not shown to be better than the random donor (one draw)"

@@ -122,10 +122,11 @@ def _corrected(family: Family) -> str:
             "No comparison is the primary one, since no merge has a control with a random donor; "
             f"p of all {number} is corrected for their number, by Holm's rule."
         )
-    return (
-        f"The primary comparison is {_phrase(family.primary)}. p of the {number} other "
-        f"comparison{'s' if number != 1 else ''} is corrected for their number, by Holm's rule."
-    )
+    text = f"The primary comparison is {_phrase(family.primary)}."
+    if number:
+        text += f" p of the {number} other comparison{'s' if number != 1 else ''} is corrected for "
+        text += "their number, by Holm's rule."
+    return text
 
 
 def _test_set(evaluation: Evaluation) -> str:

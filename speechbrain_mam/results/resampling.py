@@ -216,7 +216,7 @@ def _batches(kind: str, clusters: int, n_resamples: int) -> Iterable[np.ndarray]
     return (_kept if small else _draw)(kind, clusters, n_resamples)
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=2)
 def _kept(kind: str, clusters: int, n_resamples: int) -> tuple[np.ndarray, ...]:
     return tuple(_draw(kind, clusters, n_resamples))
 
