@@ -19,6 +19,7 @@ TEST = [
     *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6"),
     *("ruff>=0.12", "mypy>=1.15", "import-linter>=2.5", "tensorboard>=2.15"),
     *("nbclient>=0.10", "ipykernel>=6.29"),  # the tutorial is run
+    "confidence-intervals>=0.0.3",  # another's bootstrap, to compare intervals with
     "setuptools>=78.1.1",  # the tests build the wheel and the source distribution
     *TRAINER,
     *DOCS,

@@ -45,8 +45,7 @@ class MAM:
         yet and begin with the donor's attention, λ = 0, of all four projections; with a fixed λ
         they are then trained like any other layers. See :mod:`speechbrain_mam.merging.start`.
     rotate : str
-        ``none``, ``random`` or ``hadamard``: the donor in another basis, by ``control_seed``; see
-        :mod:`speechbrain_mam.donors.rotation`.
+        The donor in another basis: see :mod:`speechbrain_mam.donors.rotation`.
     granularity, constraint
         See :class:`~speechbrain_mam.learning.learnable.LearnableMAM`.
     control, control_seed
@@ -129,14 +128,9 @@ class MAM:
         return turned(self._opened_donors, self.rotate, self.control_seed)
 
     def _donors_with(self, control: str) -> DonorMix:
-        return DonorMix(
-            self._turned_donors,
-            find_attention(self.target),
-            self.donor_shares,
-            self.options["layer_map"],
-            control,
-            self.control_seed,
-        )
+        attention, layer_map = find_attention(self.target), self.options["layer_map"]
+        shares, seed = self.donor_shares, self.control_seed
+        return DonorMix(self._turned_donors, attention, shares, layer_map, control, seed)
 
     @cached_property
     def plan(self) -> MergePlan:
@@ -167,7 +161,13 @@ class MAM:
         """What is mixed in: the donor's tensors, or those of a control."""
         if self._several:
             return self._donors_with(self.control)
-        return controlled(self.donor, self.plan.donor_layers, self.control, self.control_seed)
+        return controlled(
+            self.donor,
+            self.plan.donor_layers,
+            self.control,
+            self.control_seed,
+            keep=not self.learnable,
+        )
 
     @cached_property
     def donor_hash(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
@@ -14,12 +15,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is: each worker ha
 
 import processes
 import pytest
+import thorough
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from speechbrain_mam.embedded.corpora import mini_corpus
 
 REPO = Path(__file__).resolve().parent.parent
+SINGLE = tuple(name for name in thorough.TESTS if "::" in name)
 
 # How long an example takes says how busy the machine is, and nothing about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -62,13 +65,29 @@ def pytest_cmdline_main(config):
 
 def pytest_configure(config):
     processes.forks_allowed &= not config.getoption("--no-fork")
+    gc.disable()  # until all is imported
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """The longest first, so that no worker is left alone with them at the end."""
+    for item in items:
+        whole_file = item.location[0] in thorough.TESTS
+        slow = item.get_closest_marker("slow") is not None
+        if (whole_file and slow) or item.nodeid.startswith(SINGLE):
+            item.add_marker("thorough")
+        if item.location[0] in thorough.SLOW or any(
+            item.get_closest_marker(name) for name in ("thorough", "faults", "recipes")
+        ):
+            item.add_marker("slow")  # `-m "not slow"` on the command line takes addopts' place
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     give_lazy_modules_a_file()
+
+
+def pytest_collection_finish():
+    """What the imports made stays: each collection of garbage would go through it again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup():

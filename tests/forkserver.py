@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LIBRARIES = (
-    *("matplotlib.pyplot", "numpy", "scipy.stats", "soundfile", "torch", "torch.distributed"),
-    *("torchaudio", "transformers", "transformers.models.bert.modeling_bert"),
+    *("joblib", "matplotlib.pyplot", "numpy", "scipy.stats", "soundfile", "torch"),
+    *("torch.distributed", "torchaudio", "transformers", "transformers.models.bert.modeling_bert"),
     *("transformers.models.hubert.modeling_hubert", "transformers.models.auto.processing_auto"),
     *("speechbrain", "speechbrain.inference.ASR", "speechbrain.inference.classifiers"),
 )

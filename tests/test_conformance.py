@@ -29,7 +29,8 @@ def cases():
         step = len(SETTINGS) if target.row in FEW else 6
         share = SETTINGS if target.row in WHOLE else SETTINGS[number % step :: step]
         for at, setting in enumerate(share):
-            marks = () if target.row in WHOLE and at == 0 else pytest.mark.slow
+            quick = target.row in WHOLE and at == 0
+            marks = () if quick else pytest.mark.thorough if at else pytest.mark.slow
             yield pytest.param(target, setting, id=f"{target.name}: {setting}", marks=marks)
 
 

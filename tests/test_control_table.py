@@ -78,7 +78,7 @@ def check_spectrum(made: ControlDonor) -> None:
 
 
 def check_conjugate(made: ControlDonor) -> None:
-    (q, _, _, o), (own_q, own_k, own_v, own_o) = weights(made), weights(DONOR)
+    (q, _, _, o), (own_q, _, _, own_o) = weights(made), weights(DONOR)
     turn = torch.linalg.solve(own_q, q)
     torch.testing.assert_close(turn.T @ turn, torch.eye(SIZE), rtol=0, atol=2e-3)
     torch.testing.assert_close(o, turn.T @ own_o, rtol=1e-3, atol=2e-3)
@@ -282,12 +282,15 @@ def test_only_an_unchanged_open_donor_keeps_what_was_made(bert_folder):
     donor = Donor(bert_folder)
     mam = MAM(build_speech_model(), donor, lam=0.5, learnable=False, control="spectrum")
     made = mam.source
+    tensor = made.tensor((0, "query", "weight"))
     mam.change(lam=0.6, donor=donor)
-    assert mam.source is made
+    assert mam.source is made and made.tensor((0, "query", "weight")) is tensor
     for other in ({"control_seed": 1}, {"control": "random"}, {"donor": Donor(bert_folder)}):
         mam.change(lam=0.7, **other)
         assert mam.source is not made
         made = mam.source
+    learned = MAM(build_speech_model(), donor, control="random").source
+    assert learned.tensor((0, "query", "weight")) is not learned.tensor((0, "query", "weight"))
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,15 @@ def test_the_report_has_every_decoder_and_the_language_model_as_a_rival(tmp_path
     assert pairs["mam_learnable", "finetune + LM"] == "higher"
     assert ("mam_learnable + LM", "finetune + LM") in pairs
     assert "finetune + LM" in report.table and "WER %, beam + LM" in report.table
+    # They are corrected with the others, and of the same clusters
+    assert report.family.corrected == len(report.rows) + len(rivals.rows)
+    for run in runs:
+        for file in run.glob("utterances_*.json"):
+            content = json.loads(file.read_text())
+            for i, utterance in enumerate(content["utterances"].values()):
+                utterance["cluster"] = f"p{i % 8}"
+            file.write_text(json.dumps(content))
+    assert {found.n_clusters for found in make_report(runs, 99).family.further} == {8}
 
 
 def test_runs_with_other_decoders_are_not_compared(tmp_path) -> None:

@@ -83,7 +83,9 @@ def test_manifests(corpus, tmp_path, caplog):
     rows = prepare(corpus, tmp_path, fold=2)
     assert [len(rows[split]) for split in SPLITS] == [60, 12, 18]
     first = rows["test"][0]
-    assert list(first) == ["ID", "duration", "wav", "fold", "class_id", "class_name"]
+    assert all(row["cluster"] == source_of(row) for split in SPLITS for row in rows[split])
+    columns = ["ID", "duration", "wav", "fold", "cluster", "class_id", "class_name"]
+    assert list(first) == columns
     assert first["wav"] == f"$data_root/audio/{first['ID']}.wav"
     assert (first["ID"], first["fold"]) == ("2-110-A-0", "2")
     assert float(first["duration"]) == pytest.approx(0.4)

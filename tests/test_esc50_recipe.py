@@ -89,10 +89,13 @@ def test_learnable_on_two_folds(parts, tmp_path):
         tested = clips_of(out / f"fold_{fold}", "mam_learnable")
         assert len(tested) == 12 and {str(clip["fold"]) for clip in tested.values()} == {fold}
         assert all(clip.startswith(f"{fold}-") for clip in tested)
+        assert all(tested[clip]["cluster"] == clip.split("-")[1] for clip in tested)
+        assert not any(name.endswith(".trn") for name in files)
     pooled = read(out / "results.json")
     assert pooled["folds"] == [1, 2] and pooled["method"] == "mam_learnable"
     every = clips_of(out, "mam_learnable")
-    assert len(every) == 24
+    assert len(every) == 24 and all("cluster" in clip for clip in every.values())
+    assert pooled["equivalence_margin"] == 1.0
     wrong = sum(clip["ref"] != clip["hyp"] for clip in every.values())
     assert pooled["results"]["mam_learnable"]["error"] == pytest.approx(100 * wrong / 24)
     singly = [read(out / f"fold_{fold}" / "results.json") for fold in (1, 2)]
@@ -123,6 +126,7 @@ def test_zero_shot(parts, tmp_path, into):
         "lam_grid": "[0.6, 0.9]",
         "layer_choices": "[all, greedy]",
         "controls": "[random, no_donor]",
+        "random_draws": "2",
     }
     out = tmp_path / "out"
     train("mam_zeroshot", parts, out, **options)
@@ -131,7 +135,7 @@ def test_zero_shot(parts, tmp_path, into):
     if into == "finetuned":
         tests |= {"finetune"}
     if into != "pretrained":
-        tests |= {f"{method} control random", f"{method} control no_donor"}
+        tests |= {f"{method} control {name}" for name in ("random", "random 2", "no_donor")}
     assert set(read(out / "results.json")["results"]) == tests
     sweep = read(out / "fold_1" / "sweep.json")
     assert all("error" in point for point in sweep["points"]) and sweep["split"] == "valid"

@@ -89,6 +89,7 @@ SPEECH_RUNS: dict[str, dict[str, str]] = {
         "lam_grid": "[0.1, 0.3]",
         "layer_choices": "['last:2']",
         "controls": "[random]",
+        "random_draws": "1",
     },
     # so little training that the new head still writes letters
     "finetune": {"new_alphabet": LETTERS, "number_of_epochs": "1", "lr": "0.000001"},

@@ -41,6 +41,23 @@ def test_manifests(corpus, tmp_path):
     prepare(corpus, tmp_path)  # a second time: nothing to do
 
 
+def test_chapters_are_clusters_where_a_set_has_several(corpus, tmp_path):
+    """Of one chapter, or where an id names none, each utterance stands for itself."""
+    rows = prepare(corpus, tmp_path)
+    assert not any("cluster" in row for split in rows.values() for row in split)
+    lines = (corpus / "metadata.csv").read_text().splitlines()
+    for i, line in enumerate(lines):
+        name, rest = line.split("|", 1)
+        new = f"XX00{i // 8}-{i:04d}" if i != 14 else "free"
+        (corpus / "wavs" / f"{name}.wav").rename(corpus / "wavs" / f"{new}.wav")
+        lines[i] = f"{new}|{rest}"
+    (corpus / "metadata.csv").write_text("\n".join(lines))
+    rows = prepare(corpus, tmp_path / "again")
+    assert [row["cluster"] for row in rows["train"]] == ["XX000"] * 8 + ["XX001"] * 5
+    # An id without a chapter, in the validation set; the test set is of one chapter
+    assert not any("cluster" in row for split in ("valid", "test") for row in rows[split])
+
+
 def test_splits():
     assert split_sizes(13100) == {"train": 12600, "valid": 250, "test": 250}
     assert split_sizes(214) == {"train": 139, "valid": 32, "test": 43}

@@ -99,6 +99,7 @@ FAULTS = {
         "line 2: duration 'nan', exp",
     ),
     "another variable": ("ID,duration,wav,wrd\nu1,2,$root/a.wav,A", r"\$root stands for nothing"),
+    "no cluster": ("ID,duration,wav,wrd,cluster\nu1,2,{wav},A,", "line 2: the cluster is empty"),
     "no such file": ("ID,duration,wav,wrd\nu1,2,$data_root/a.wav,A", "utterance u1 of .*no such"),
     "an open quote": ('ID,duration,wav,wrd\nu1,2.0,{wav},"A CAT', "is not a CSV table in UTF-8"),
 }
@@ -113,6 +114,16 @@ def test_what_is_wrong_is_said(fault, tmp_path, spoken, encoder):
     manifest.write_text(text.replace("{wav}", wav), encoding="utf-8")
     with pytest.raises(MAMError, match=message):
         manifest_batches(encoder, manifest, root, 1)
+
+
+def test_clusters_are_optional(tmp_path, spoken, encoder):
+    root, manifest = write(tmp_path / "m.csv", spoken)
+    assert "cluster" not in speech_dataset(manifest, str(root), encoder)[0]
+    header, *rows = manifest.read_text(encoding="utf-8").splitlines()
+    lines = [f"{header},cluster", *(f"{row},p{i}" for i, row in enumerate(rows))]
+    manifest.write_text("\n".join(lines), encoding="utf-8")
+    found = [item["cluster"] for item in speech_dataset(manifest, str(root), encoder)]
+    assert found == ["p0", "p1"]
 
 
 def test_not_utf8(tmp_path, encoder):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import thorough
 from conftest import REPO
 
 LINTERS = (
@@ -61,3 +62,12 @@ def test_files_named_in_documents_exist():
         text = document.read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (document.parent / target).exists(), f"{document}: {target}"
+
+
+def test_what_is_named_thorough_is_there():
+    """A test that was renamed would run daily again, and nobody would know why it takes longer."""
+    assert all((REPO / file).is_file() for file in thorough.SLOW)
+    for entry in thorough.TESTS:
+        file, _, name = entry.partition("::")
+        text = (REPO / file).read_text(encoding="utf-8")
+        assert f"\ndef {name.partition('[')[0]}" in text if name else "mark.slow" in text, entry

@@ -96,6 +96,13 @@ def test_learnable(parts, tmp_path):
     for name in ("untouched", "mam_learnable"):
         assert "%WER" in (out / f"wer_{name}.txt").read_text()
         assert len(json.loads((out / f"utterances_{name}.json").read_text())["utterances"]) == 5
+    assert json.loads((out / "results.json").read_text())["equivalence_margin"] == 1.0
+    found = json.loads((out / "utterances_mam_learnable.json").read_text())["utterances"]
+    for file, side in (("ref", "ref"), ("mam_learnable.hyp", "hyp")):
+        lines = sorted((out / f"{file}.trn").read_text(encoding="utf-8").splitlines())
+        # The corpus has one chapter: each utterance is its own cluster
+        assert lines == sorted(f"{one[side]} ({i}-{i})".lstrip() for i, one in found.items())
+    assert (out / "untouched.hyp.trn").is_file()
     for shown in ("Test set:", "Learned λ", "layer 2", "lambdas.png"):
         assert shown in done.stdout
     note = json.loads((out / "environment.json").read_text())
@@ -119,7 +126,8 @@ def test_further_test_sets(parts, tmp_path):
     run(command("finetune", parts, first, number_of_epochs="1"))
     header, *rows = (first / "save" / "test.csv").read_text().splitlines(keepends=True)
     (tmp_path / "same.csv").write_text(header + "".join(reversed(rows)))
-    (tmp_path / "half.csv").write_text(header + "".join(rows[::2]))
+    named = [row.rstrip() + f",p{i}\n" for i, row in enumerate(rows[::2])]
+    (tmp_path / "half.csv").write_text(header.rstrip() + ",cluster\n" + "".join(named))
     out = tmp_path / "out"
     sets = f"[{tmp_path / 'same.csv'}, {tmp_path / 'half.csv'}]"
     done = run(command("mam_learnable", parts, out, test_csv=sets))
@@ -131,6 +139,10 @@ def test_further_test_sets(parts, tmp_path):
     assert half.keys() == whole.keys() and half != whole
     found = json.loads((out / "tests" / "half" / "utterances_mam_learnable.json").read_text())
     assert len(found["utterances"]) == len(rows[::2])
+    assert {one["cluster"] for one in found["utterances"].values()} == {"p0", "p1", "p2"}
+    said = (out / "tests" / "half" / "ref.trn").read_text(encoding="utf-8").splitlines()
+    names = {f"({one['cluster']}-{i})" for i, one in found["utterances"].items()}
+    assert {line.split()[-1] for line in said} == names
     assert (out / "utterances_untouched.json").is_file()
     assert "Test set half:" in done.stdout and "Test set:" in done.stdout
     assert main(["report", str(out / "tests" / "half"), "--out", str(tmp_path / "page")]) == 0
@@ -161,6 +173,12 @@ def test_finetune_and_zeroshot(parts, tmp_path):
     assert results["mam_zeroshot"] == results["untouched"]
 
 
+def own_rate(chosen, line):
+    same = ("lam", "layers", "draw", "donor")
+    (found,) = [p for p in line if all(p[key] == chosen[key] for key in same)]
+    return found["WER"]
+
+
 @pytest.mark.slow
 def test_zeroshot_search(parts, tmp_path):
     """On two ranks and in one process: the same choice, the same figures."""
@@ -168,11 +186,13 @@ def test_zeroshot_search(parts, tmp_path):
         "lam_grid": "[0.2, 0.8]",
         "layer_choices": "[all, 'last:1', greedy]",
         "controls": "[random, match_norm, no_donor]",
+        "random_draws": "2",
     }
     out, two = tmp_path / "search", tmp_path / "two"
     done = run(command("mam_zeroshot", parts, out, **options))
     content = json.loads((out / "results.json").read_text())
-    controls = [f"mam_zeroshot control {c}" for c in ("random", "match_norm", "no_donor")]
+    names = ("random", "random 2", "match_norm", "no_donor")
+    controls = [f"mam_zeroshot control {name}" for name in names]
     assert list(content["results"]) == ["untouched", "mam_zeroshot", *controls]
     assert content["control"] == "none" and content["seed"] == 1986
     for name in content["results"]:
@@ -182,7 +202,13 @@ def test_zeroshot_search(parts, tmp_path):
     assert len(tried) == len(set(tried)) >= 1 + 4 + 2  # λ = 1, two subsets, greedy's first layers
     swept = {lam for lam, layers in tried if list(layers) == sweep["chosen"]["layers"]}
     assert swept == {0.2, 0.8}, "the chosen subset at every λ"
-    assert sum(p["control"] == "random" for p in sweep["points"]) == 2
+    for control, draw in (("random", 1), ("random", 2), ("match_norm", 1), ("no_donor", 1)):
+        line = [p for p in sweep["points"] if (p["control"], p["draw"]) == (control, draw)]
+        assert len(line) >= 4 + 2, "as many points to choose from as the donor has"
+        own = sweep["chosen_controls"][control if draw == 1 else f"{control} {draw}"]
+        assert min(p["WER"] for p in line) == own_rate(own, line)
+    assert list(sweep["chosen_controls"]) == list(names)
+    assert sweep["dropped"] == [], "four utterances decide nothing"
     assert all(len(p["errors"]) == len(sweep["ids"]) == 4 for p in sweep["points"])
     merged = [p for p in sweep["points"] if p["control"] == "none" and p["lam"] != 1]
     best = min(merged, key=lambda p: p["WER"])
@@ -192,8 +218,9 @@ def test_zeroshot_search(parts, tmp_path):
     assert len(probe["layers"]) == 3 and len(probe["heads"]) == 6
     assert "First-order probe" in done.stdout and "Tested: λ" in done.stdout
     ddp = ("--distributed_backend", "gloo")
-    run(command("mam_zeroshot", parts, two, *ddp, **options), ranks=2)
-    for file in ("sweep.json", "probe.json", "utterances_mam_zeroshot.json"):
+    run(command("mam_zeroshot", parts, two, *ddp, cache_mb="0", **options), ranks=2)
+    tests = [f"utterances_{name.replace(' ', '_')}.json" for name in content["results"]]
+    for file in ("sweep.json", "probe.json", "results.json", *tests):
         assert (two / file).read_text() == (out / file).read_text(), file
 
 

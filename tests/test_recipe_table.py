@@ -28,7 +28,7 @@ FIRST = list({row["Script_file"]: row for row in reversed(ROWS)}.values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["Hparam_file"])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['Dataset']} {row['Hparam_file']}")
 def test_a_row_runs_and_leaves_its_files(row, tmp_path):
     """The embedded models and corpus, two batches of training.
 

@@ -114,10 +114,10 @@ def test_verdicts_reach_the_tables_and_the_summary(report):
     assert row(report, "mam_learnable", "finetune").verdict == "lower"
     assert row(report, "mam_learnable", "mam_learnable control random").verdict == "lower"
     zeroshot = row(report, "mam_zeroshot", "untouched").verdict
-    assert zeroshot.endswith("no better than the random donor")
+    assert zeroshot.endswith("not shown to be better than the random donor (one draw)")
     text = said(report)
     gains = text.index("Gains beyond chance:")
-    spoilt = text.index("no better than")
+    spoilt = text.index("not shown to be better than")
     assert gains < text.index("mam_learnable against finetune") < spoilt
     assert text.index("mam_zeroshot against untouched") > gains
     assert "not controlled" not in text
@@ -139,7 +139,7 @@ def test_a_merge_that_its_random_donor_equals(runs, tmp_path):
     change(tmp_path / "random", "results.json", lambda c: c.update(control="random"))
     report = make_report([*runs, tmp_path / "random"], FAST)
     found = row(report, "mam_learnable", "finetune").verdict
-    assert found == "lower (one seed), but no better than the random donor"
+    assert found == "lower (one seed), but not shown to be better than the random donor"
     assert row(report, "mam_learnable", "mam_learnable control random").verdict == "identical"
     assert "these data do not show that the gain came from the donor" in said(report)
     assert "Gains beyond chance:" in said(report)  # fine-tuning itself

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from speechbrain.dataio.batch import PaddedBatch
 
 from speechbrain_mam import MAM, Donor, MAMError, Merge, find_attention, make_plan
 from speechbrain_mam.runs.zeroshot import read_search
+from speechbrain_mam.search.contest import greedy
 from speechbrain_mam.search.grid import Point, Scored, choose, parse_grid, parse_subsets, points_of
-from speechbrain_mam.search.identity import batches_sha256, circumstances
-from speechbrain_mam.search.sweep import Sweep, greedy
+from speechbrain_mam.search.identity import batches_sha256, circumstances, settings_sha256
+from speechbrain_mam.search.sweep import Sweep
 
 WAVS = [torch.randn(2, 3200, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 
@@ -132,12 +134,17 @@ def test_greedy_keeps_only_what_helps(parts, tmp_path):
     good = {(): 10, (2,): 8, (0, 2): 9, (1, 2): 6}
 
     class Fake(Sweep):
-        def run(self, points):
+        def run(self, points, against=()):
+            rivals.append([scored.point.layers for scored in against])
             return [Scored(p, (good[p.layers],)) for p in points]
 
-    tried = greedy(Fake(mam, Scorer(None), tmp_path), [2, 0, 1], 0.9, "d")
+    rivals, untouched = [], Scored(Point(1.0, (), "d"), (10,))
+    first = Point(0.9, (0, 1, 2), "d", "random", draw=2)
+    tried = greedy(Fake(mam, Scorer(None), tmp_path), [2, 0, 1], first, untouched)
     # layer 0 made it worse and is not part of the third
     assert [s.point.layers for s in tried] == [(2,), (0, 2), (1, 2)]
+    assert rivals == [[()], [(2,)], [(2,)]], "each races against the best so far"
+    assert {(s.point.lam, s.point.control, s.point.draw) for s in tried} == {(0.9, "random", 2)}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +163,7 @@ def test_bad_grids(grid, message):
 
 
 KEYS = {"lam_grid": [0.9], "layer_choices": ["all"], "controls": [], "donor_models": ["bert"]}
+KEYS |= {"random_draws": 1, "race": True}
 
 
 @pytest.mark.parametrize(
@@ -167,6 +175,9 @@ KEYS = {"lam_grid": [0.9], "layer_choices": ["all"], "controls": [], "donor_mode
         ("layer_choices", [], "'layer_choices' is empty"),
         ("controls", ["nothing"], "key 'controls': 'nothing' is not one of"),
         ("donor_models", [], "'donor_models' is empty"),
+        ("random_draws", 0, "key 'random_draws': expected a whole number from 1 on, got 0"),
+        ("random_draws", 2.5, "key 'random_draws': expected a whole number from 1 on, got 2.5"),
+        ("race", "no", "key 'race': expected True or False, got 'no'"),
     ],
 )
 def test_bad_search_keys(key, value, message):
@@ -253,6 +264,22 @@ def test_what_is_no_tensor_is_part_of_the_model(parts, tmp_path):
     model.hubert.encoder.layer_norm.eps = 0.1
     with pytest.raises(MAMError, match="another model's settings;"):
         Sweep(mam, scorer, tmp_path, progress=False)
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    labels: frozenset
+
+
+def test_a_set_has_no_order(parts):
+    """Each process has its own, and goes on with the sweep of another one."""
+    model, _, _ = parts
+    found = []
+    for labels in ([0, 8], [8, 0], [0, 1]):
+        model.alphabet = Alphabet(frozenset(labels))
+        found.append(settings_sha256(model))
+    assert repr(frozenset([0, 8])) != repr(frozenset([8, 0]))
+    assert found[0] == found[1] != found[2]
 
 
 def test_values_that_can_be_read_are_told(parts, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from speechbrain_mam import MAMError
+from speechbrain_mam import MAMError, cli
 from speechbrain_mam.runs.jobs import WITH_PARENT, run_jobs
 from speechbrain_mam.runs.seeds import label_of, main, plan_jobs
 
@@ -86,6 +86,39 @@ def test_one_command_runs_all_and_reports(lab, capsys):
     assert "--control random --number_of_epochs 3" in log
     main(command)  # everything is there: nothing is started, the report is written again
     assert len(lab.starts()) == 6
+
+
+@pytest.mark.slow
+def test_the_same_by_the_command_on_several_data_folders(lab, capsys):
+    """One series and one report a folder; names with a point in them are told apart."""
+    folders = [lab.folder / f"VCTK-0.{minor}" for minor in (92, 80)]
+    for folder in folders:
+        folder.mkdir()
+    specs = [*map(str, lab.yamls.values()), f"{lab.yamls['mam_learnable']} --control random"]
+    command = ["compare", str(lab.script), *specs, "--seeds", "1", "2", "--out", str(lab.out)]
+    command += ["--data", *map(str, folders), "--primary", "mam_learnable control random"]
+    assert cli.main([*command, "--", "--lr", "1"]) == 0
+    said = capsys.readouterr().out
+    for folder in folders:
+        out = lab.out / folder.name
+        record = json.loads((out / "finetune" / "1.json").read_text())
+        assert record["overrides"] == ["--data_folder", str(folder), "--lr", "1"]
+        content = json.loads((out / "report" / "report.json").read_text())
+        assert content["primary"]["system"] == "mam_learnable control random"
+        assert f"written to '{out / 'report'}'" in said
+    assert len(lab.starts()) == 12
+
+
+def test_data_folders_that_cannot_be(lab, capsys):
+    command = ["compare", str(lab.script), str(lab.yamls["finetune"]), "--seeds", "1"]
+    command += ["--out", str(lab.out), "--data", "a/VCTK", "b/VCTK"]
+    assert cli.main(command) == 2
+    assert "'b/VCTK' and another folder would both be" in capsys.readouterr().err
+    assert cli.main([*command[:-1], "--", "--data_folder=x"]) == 2
+    assert "'--data_folder=x' is set for each series" in capsys.readouterr().err
+    assert cli.main([*command[:2], "no.yaml", *command[3:-1]]) == 2
+    assert "'no.yaml': no such YAML" in capsys.readouterr().err
+    assert not lab.out.exists()
 
 
 def test_a_failure_stops_and_the_same_command_goes_on(lab):

@@ -72,6 +72,7 @@ def test_manifests(corpus, tmp_path, caplog):
     assert speakers_of(rows) == [["p225", "p228", "p230"], ["p227"], ["p226", "p229"]]
     first = rows["train"][0]
     assert (first["ID"], first["wrd"], first["spk_id"]) == ("p225_001", "THE DOG A", "p225")
+    assert all(row["cluster"] == row["spk_id"] for split in SPLITS for row in rows[split])
     assert first["wav"] == "$data_root/wav48_silence_trimmed/p225/p225_001_mic2.flac"
     assert float(first["duration"]) == pytest.approx(0.35)
     assert warnings(caplog) == []

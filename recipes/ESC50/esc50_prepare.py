@@ -50,8 +50,9 @@ def prepare_esc50(
 ) -> None:
     """Write ``train.csv``, ``valid.csv`` and ``test.csv`` of one test fold into ``save_folder``.
 
-    The columns are ``ID, duration, wav, fold, class_id, class_name``; durations are in seconds and
-    paths begin with ``$data_root``. Everything is checked before anything is written.
+    The columns are ``ID, duration, wav, fold, cluster, class_id, class_name``; durations are in
+    seconds, paths begin with ``$data_root``, and ``cluster`` is the ``src_file``: intervals and
+    tests draw all clips of a recording together. Everything is checked before anything is written.
 
     Arguments
     ---------
@@ -104,6 +105,7 @@ def prepare_esc50(
                 "duration": f"{duration_s:.4f}",
                 "wav": f"$data_root/audio/{clip.filename}",
                 "fold": str(clip.fold),
+                "cluster": clip.source,
                 "class_id": str(numbers[clip.target]),
                 "class_name": clip.category,
             }

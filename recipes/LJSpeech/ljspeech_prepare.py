@@ -10,11 +10,17 @@ Splits, in the order of ``metadata.csv``:
   validation, the rest training;
 * a smaller corpus in its layout: the last 20 % are test, the 15 % before them validation, so that a
   confidence interval over test utterances means something.
+
+Where the ids of a set name several chapters, ``LJ001-0001``, the manifest's column ``cluster`` is
+the chapter: intervals and tests then draw whole chapters. The test set of LJ Speech itself is of
+one.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
@@ -59,7 +65,7 @@ def prepare_ljspeech(
     sizes = split_sizes(len(utterances))
     splits, start = {}, 0
     for name, size in sizes.items():
-        splits[name] = utterances[start : start + size]
+        splits[name] = with_chapters(utterances[start : start + size])
         start += size
     corpus_id = hashlib.sha256(metadata.read_bytes()).hexdigest()
     write_manifests(splits, data_folder, save_folder, alphabet, corpus_id)
@@ -97,6 +103,22 @@ def read_metadata(metadata: Path) -> list[Utterance]:
         raise MAMError(f"'{metadata}' is empty: it names no utterance")
     say_of_twins([name for name in doubled if name in seen], SUFFIXES[0])
     return utterances
+
+
+def with_chapters(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """Utterances in clusters by chapter, where every id names one and there are at least two.
+
+    Example
+    -------
+    >>> names = ("LJ001-0001", "LJ001-0002", "LJ002-0001")
+    >>> found = with_chapters([Utterance(name, f"{name}.wav", "a", "LJ") for name in names])
+    >>> [utterance.cluster for utterance in found]
+    ['LJ001', 'LJ001', 'LJ002']
+    """
+    chapters = [utterance.id.partition("-")[0] * ("-" in utterance.id) for utterance in utterances]
+    if not all(chapters) or len(set(chapters)) < 2:
+        return list(utterances)
+    return [replace(u, cluster=chapter) for u, chapter in zip(utterances, chapters, strict=True)]
 
 
 def split_sizes(total: int) -> dict[str, int]:

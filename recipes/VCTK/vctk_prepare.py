@@ -9,6 +9,8 @@ utterance needs a recording and a text; what has only one of them is left out an
 recording lies there as ``.flac`` and as ``.wav``, 0.92's own ``.flac`` and 0.80's own ``.wav`` are
 used, and the log says so.
 
+The manifests' column ``cluster`` is the speaker: intervals and tests draw whole speakers.
+
 Splits:
 
 ``speakers``
@@ -137,7 +139,8 @@ def read_utterances(data_folder: Path, mic: str = "mic2") -> list[Utterance]:
                 other_mic.append(name)
             file = takes[mic] if mic in takes else takes[min(takes)]
             wav = file.relative_to(data_folder).as_posix()
-            utterances.append(Utterance(name, wav, _read(written[name], name), speaker))
+            text = _read(written[name], name)
+            utterances.append(Utterance(name, wav, text, speaker, cluster=speaker))
     _warn(silent, "with text but no recording, left out")
     _warn(unwritten, "with a recording but no text, left out")
     if not utterances:

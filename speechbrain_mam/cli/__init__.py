@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from speechbrain_mam.cli import compare, doctor, measure, models, recipes, runs
 from speechbrain_mam.cli.parser import MERGE_CHOICES, PROGRAM, Parser
 from speechbrain_mam.errors import MAMError, as_options, of_the_system, one_line
+from speechbrain_mam.runs.seeds import split_overrides
 from speechbrain_mam.version import __version__
 
 DESCRIPTION = """\
@@ -54,6 +55,8 @@ examples:
   speechbrain-mam plan facebook/hubert-large-ls960-ft google-bert/bert-large-uncased
   speechbrain-mam merge my/hubert my/bert --lam 0.95 --out merged
   speechbrain-mam export results/LJSpeech/mam_learnable/1986 --out exported
+  speechbrain-mam compare recipes/LJSpeech/train.py hparams/finetune.yaml \\
+      hparams/mam_learnable.yaml --seeds 1 2 3 4 5 --out results/seeds
 
 'speechbrain-mam COMMAND --help' has more of each.
 """
@@ -85,7 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # λ and × must not fail where a terminal is ASCII
     try:
-        options = _parser().parse_args(argv)
+        words = list(sys.argv[1:] if argv is None else argv)
+        overrides: list[str] = []
+        if words[:1] == [runs.COMPARE]:  # what follows -- is the recipe's
+            words, overrides = split_overrides(words)
+        options = _parser().parse_args(words)
+        if overrides:
+            options.overrides = overrides
         with _quiet():
             options.run(options)
         sys.stdout.flush()

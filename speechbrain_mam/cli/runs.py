@@ -1,4 +1,4 @@
-"""``export``, ``report`` and ``decode``: what becomes of finished runs."""
+"""``compare``, ``export``, ``report`` and ``decode``: several runs, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from speechbrain_mam.cli.parser import Verbs, add_output, add_verb
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.runs.seeds import add_arguments, run_series
 
 ALPHAS, BETAS = [0.25, 0.5, 0.75, 1.0], [0.0, 1.0, 2.0, 3.0]
 EXPORT_HELP = "write a finished run's model as folders that load without this package"
@@ -48,8 +49,29 @@ examples:
 """
 
 
+COMPARE = "compare"
+COMPARE_HELP = "run a recipe with several YAMLs and seeds, the same budget for all, and report"
+COMPARE_EXAMPLES = """\
+TRAIN_PY is a recipe's script. Each YAML may have overrides of its own, in quotes; what follows --
+goes to every run. Runs lie in DIR/LABEL/SEED, their output in DIR/LABEL/SEED.log, the report in
+DIR/report. Finished runs are not repeated and interrupted ones go on when the same command is run
+again; where it ends, so does all that it has started.
+
+examples:
+  speechbrain-mam compare recipes/LJSpeech/train.py hparams/finetune.yaml \\
+      hparams/mam_learnable.yaml "hparams/mam_learnable.yaml --control random" \\
+      --seeds 1 2 3 4 5 --out results/seeds -- --number_of_epochs 3
+  speechbrain-mam compare recipes/VCTK/train.py hparams/finetune.yaml hparams/mam_learnable.yaml \\
+      --seeds 1 2 3 --data /data/VCTK-0.92 /data/VCTK-0.80
+"""
+
+
 def add_verbs(verbs: Verbs) -> None:
-    """``export``, ``report`` and ``decode``."""
+    """``compare``, ``export``, ``report`` and ``decode``."""
+    compare = add_verb(verbs, COMPARE, compare_command, COMPARE_HELP, COMPARE_EXAMPLES)
+    add_arguments(compare)
+    compare.set_defaults(overrides=[])
+
     export = add_verb(verbs, "export", export_command, EXPORT_HELP, EXPORT_EXAMPLES)
     export.add_argument("run_dir", metavar="RUN_DIR", help="a run's output folder")
     export.add_argument("--format", default="both", help="hf, speechbrain or both; default both")
@@ -63,6 +85,19 @@ def add_verbs(verbs: Verbs) -> None:
     report.add_argument("runs", metavar="RUN_DIR", nargs="+", help="a run's output folder")
     report.add_argument("--out", metavar="DIR", required=True, help="the folder to write into")
     report.add_argument("--force", action="store_true", help="replace the report in DIR")
+    report.add_argument(
+        "--primary",
+        metavar="SYSTEM",
+        help="the system whose comparison with its random control is the primary one, and not "
+        "corrected; default mam_learnable, or else the first merge that has one",
+    )
+    report.add_argument(
+        "--margin",
+        type=float,
+        metavar="POINTS",
+        help="systems that differ by less are equivalent; for runs that were made without "
+        "equivalence_margin in their YAML",
+    )
 
     decode = add_verb(verbs, "decode", decode_command, DECODE_HELP, DECODE_EXAMPLES)
     decode.add_argument("run_dir", metavar="RUN_DIR", help="a run's output folder")
@@ -72,6 +107,11 @@ def add_verbs(verbs: Verbs) -> None:
             f"--{name}", type=float, nargs="+", default=values, metavar="X",
             help=f"what to try; default {' '.join(map(str, values))}",
         )  # fmt: skip
+
+
+def compare_command(options: argparse.Namespace) -> None:
+    """``speechbrain-mam compare``: run what is not there yet, print the report's tables."""
+    run_series(options, options.overrides)
 
 
 def decode_command(options: argparse.Namespace) -> None:
@@ -110,5 +150,11 @@ def report_command(options: argparse.Namespace) -> None:
     # SciPy and matplotlib take seconds to load, and the other commands need neither.
     from speechbrain_mam.report import write_report
 
-    report = write_report(options.runs, Path(options.out), options.force)
+    report = write_report(
+        options.runs,
+        Path(options.out),
+        options.force,
+        primary=options.primary,
+        margin=options.margin,
+    )
     sys.stdout.write(f"{report.table}\n\nwritten to '{options.out}'\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -53,8 +54,6 @@ class Control:
         Whether it hangs on a seed.
     order : callable
         Which of so many layers stands at each place, by their number and a seed.
-    costly : bool
-        Whether a tensor takes longer than to merge it: it is then kept, once it is made.
     """
 
     destroys: str
@@ -64,7 +63,6 @@ class Control:
     tensor: Callable[[Asked], torch.Tensor] = make.unchanged
     drawn: bool = False
     order: Callable[[int, int], list[int]] = _in_place
-    costly: bool = False
 
 
 TABLE: dict[str, Control] = {
@@ -91,7 +89,6 @@ TABLE: dict[str, Control] = {
         "this project",
         make.same_spectrum,
         drawn=True,
-        costly=True,
     ),
     "conjugate": Control(
         "the basis of the residual stream, which the donor does not share with the target anyway",
@@ -100,7 +97,6 @@ TABLE: dict[str, Control] = {
         "this project",
         make.conjugate,
         drawn=True,
-        costly=True,
     ),
     "shuffled_layers": Control(
         "which layer is where",
@@ -132,7 +128,6 @@ TABLE: dict[str, Control] = {
         "Trockman and Kolter, ICML 2023, arXiv 2305.09828",
         make.mimetic,
         drawn=True,
-        costly=True,
     ),
     "no_donor": Control(
         "the donor as a whole",
@@ -165,6 +160,9 @@ class ControlDonor:
         it does not matter which ones are asked for, or when.
     heads : int, optional
         The donor's number of heads, by default that of ``donor.index``; ``mimetic`` needs it.
+    keep : bool
+        Whether a tensor is kept once it is made, for a merge that is made at many λ: to draw or to
+        decompose one takes longer than to merge it.
 
     Raises
     ------
@@ -191,14 +189,16 @@ class ControlDonor:
         layers: int,
         seed: int = 0,
         heads: int | None = None,
+        keep: bool = False,
     ):
         one_of("control", control, CONTROLS)
-        self.donor, self.control, self.seed = donor, control, seed
+        self.donor, self.control, self.seed, self.keep = donor, control, seed, keep
         self.row = TABLE.get(control, Control("nothing", "all", "W", ""))
         if self.row.order is not _in_place and layers < 2:
             raise MAMError(f"key 'control': '{control}' needs a donor of two layers")
         self.order = self.row.order(layers, seed)
-        self.heads = heads or getattr(getattr(donor, "index", None), "heads", 0)
+        index: Any = getattr(donor, "index", None)
+        self.heads: int = heads or (index.heads if index is not None else 0)
         if control == "mimetic" and not self.heads:
             raise MAMError("key 'control': 'mimetic' needs to know the donor's number of heads")
         self._kept: dict[TensorKey, torch.Tensor] = {}
@@ -215,12 +215,14 @@ class ControlDonor:
         theirs = self.donor.tensor((self.order[layer], projection, kind))
         asked = Asked(theirs, layer, projection, kind, self.heads, self.seed)
         found = self.row.tensor(asked).to(theirs.dtype)
-        if self.row.costly:
+        if self.keep:
             self._kept[key] = found
         return found
 
 
-def controlled(donor: TensorSource, layers: int, control: str, seed: int = 0) -> TensorSource:
+def controlled(
+    donor: TensorSource, layers: int, control: str, seed: int = 0, keep: bool = False
+) -> TensorSource:
     """A donor of so many layers, or its control."""
     one_of("control", control, CONTROLS)
-    return donor if control == "none" else ControlDonor(donor, control, layers, seed)
+    return donor if control == "none" else ControlDonor(donor, control, layers, seed, keep=keep)

@@ -17,8 +17,10 @@ from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.lobes.pieces import Pieces
 from speechbrain_mam.model_files.find import WHEELS, find_offline
 from speechbrain_mam.model_files.read import sha256_of
+from speechbrain_mam.results.counts import ErrorCounts, rate_interval
 from speechbrain_mam.results.decoding import BEAM, BEAM_LM, GREEDY, TITLES
-from speechbrain_mam.results.statistics import ErrorCounts, Interval, rate_interval
+from speechbrain_mam.results.resampling import UNBOUNDED, Interval
+from speechbrain_mam.results.tasks import CLASSIFICATION, SPEECH
 from speechbrain_mam.text_files import read_json
 from speechbrain_mam.version import __version__
 
@@ -178,7 +180,7 @@ def _test_result(run: FinishedRun, kind: str) -> str:
     # transformers decodes greedily, whatever the test's decoder was
     simpler = run.is_speech and kind == "transformers" and decoder != GREEDY
     suffix, shown = f" {TITLES[GREEDY]}" if simpler else "", GREEDY if simpler else decoder
-    count, units, interval = _interval(run, shown if simpler else None)
+    told, units, interval = _interval(run, shown if simpler else None)
     lines = ["| | % | 95 % interval |", "| --- | --- | --- |"]
     main = "WER" if run.is_speech else "error"
     metrics = {name: value for name, value in run.metrics.items() if name.endswith(suffix)}
@@ -198,13 +200,13 @@ def _test_result(run: FinishedRun, kind: str) -> str:
     said = SAID[shown] if run.is_speech else "one label a clip"
     lines += [
         "",
-        f"{count} {units} of the test set, {said}. The interval is a bootstrap over them.",
+        f"{told}, {said}. The interval is over {units}.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _interval(run: FinishedRun, decoder: str | None) -> tuple[int, str, Interval | None]:
-    """Number of utterances (clips), what they are called, interval of the main error rate."""
+def _interval(run: FinishedRun, decoder: str | None) -> tuple[str, str, Interval | None]:
+    """The test set, what its interval is over, and that interval of the main error rate."""
     file = run.folder / f"utterances_{run.method.replace(' ', '_')}.json"
     rows = read_json(file)["utterances"]
     found = [row if decoder is None else row["decoders"][decoder] for row in rows.values()]
@@ -212,9 +214,15 @@ def _interval(run: FinishedRun, decoder: str | None) -> tuple[int, str, Interval
         tuple(rows),
         np.array([row["errors"] for row in found]),
         np.array([row["words"] for row in rows.values()]),
+        tuple(str(row.get("cluster", name)) for name, row in rows.items()),
     )
-    interval = rate_interval(counts) if len(rows) > 1 else None
-    return len(rows), "utterances" if run.is_speech else "clips", interval
+    interval = rate_interval(counts)
+    units = "utterances" if run.is_speech else "clips"
+    told = f"{len(rows)} {units} of the test set"
+    task = SPEECH if run.is_speech else CLASSIFICATION
+    clustered = counts.n_clusters < len(rows)
+    drawn = f"{counts.n_clusters} clusters of them ({task.groups})" if clustered else "them"
+    return told, drawn, None if interval == UNBOUNDED else interval
 
 
 def _table_of(parents: list[Parent]) -> str:

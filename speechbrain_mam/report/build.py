@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report.classes import classes_section
 from speechbrain_mam.report.data import as_csv, as_dict
-from speechbrain_mam.report.decoders import decoders_section
+from speechbrain_mam.report.decoders import decoders_section, rivals_of
 from speechbrain_mam.report.document import (
     Block,
     Heading,
@@ -26,22 +26,17 @@ from speechbrain_mam.report.folds import folds_section, has_folds
 from speechbrain_mam.report.sections import (
     environments_section,
     lambdas_section,
+    power_section,
     probes_section,
     sweeps_section,
     utterances_section,
 )
 from speechbrain_mam.report.tables import comparison_table, controls_table, systems_table
 from speechbrain_mam.report.text import how_to_read, summary
-from speechbrain_mam.results.runs import FINETUNE, UNTOUCHED, Run, read_runs
-from speechbrain_mam.results.statistics import N_RESAMPLES
-from speechbrain_mam.results.systems import (
-    Row,
-    System,
-    compare_with,
-    compare_with_controls,
-    find,
-    group,
-)
+from speechbrain_mam.results.family import Family, Row, compare_all
+from speechbrain_mam.results.resampling import N_RESAMPLES
+from speechbrain_mam.results.runs import Run, margin_of, read_runs
+from speechbrain_mam.results.systems import System, group
 from speechbrain_mam.version import __version__
 
 TITLE = "Multimodal Attention Merging: what it was worth"
@@ -57,8 +52,8 @@ class Report:
         What was read.
     systems : list of System
         The runs by method, control and donor.
-    rows : list of Row
-        Comparisons with the untouched and the fine-tuned model, then with the controls.
+    family : Family
+        The comparisons, corrected together.
     blocks : list of Block
         The document.
     table : str
@@ -67,12 +62,22 @@ class Report:
 
     runs: list[Run]
     systems: list[System]
-    rows: list[Row]
+    family: Family
     blocks: list[Block]
     table: str
 
+    @property
+    def rows(self) -> list[Row]:
+        """Comparisons with the untouched and the fine-tuned model, then with the controls."""
+        return self.family.rows
 
-def make_report(folders: Iterable[Path | str], n_resamples: int = N_RESAMPLES) -> Report:
+
+def make_report(
+    folders: Iterable[Path | str],
+    n_resamples: int = N_RESAMPLES,
+    primary: str | None = None,
+    margin: float | None = None,
+) -> Report:
     """Read runs, compare them, and put everything in order.
 
     Arguments
@@ -80,7 +85,12 @@ def make_report(folders: Iterable[Path | str], n_resamples: int = N_RESAMPLES) -
     folders : iterable of Path
         Output folders of finished runs.
     n_resamples : int
-        Bootstrap resamples.
+        Draws of clusters.
+    primary : str, optional
+        The system whose comparison is the primary one, as
+        :func:`~speechbrain_mam.results.family.compare_all` has it.
+    margin : float, optional
+        Points within which systems count as equivalent, for runs that were made without a margin.
 
     Raises
     ------
@@ -88,14 +98,13 @@ def make_report(folders: Iterable[Path | str], n_resamples: int = N_RESAMPLES) -
         If the runs cannot be read, or cannot be compared.
     """
     runs = read_runs(folders)
+    margin = margin_of(runs, margin)
     systems = group(runs)
-    untouched, finetuned = find(systems, UNTOUCHED), find(systems, FINETUNE)
-    references = [system for system in (untouched, finetuned) if system is not None]
-    rows = {ref.name: compare_with(ref, systems, n_resamples) for ref in references}
-    if finetuned is not None:
-        # Whether a merge without training beats a fine-tuned model is nobody's question.
-        rows[finetuned.name] = [row for row in rows[finetuned.name] if row.system.trained]
-    controls = compare_with_controls(systems, n_resamples)
+    decoder = str(runs[0].decoding["name"])
+    rivals = rivals_of(systems, decoder, n_resamples)
+    family = compare_all(systems, n_resamples, primary, margin, [one.found for one in rivals])
+    rivals = [replace(one, found=it) for one, it in zip(rivals, family.further, strict=True)]
+    rows, controls = family.against, family.controls
     every = [row for of_one in rows.values() for row in of_one]
 
     tables = [("Error rates", systems_table(systems, rows, n_resamples))]
@@ -104,15 +113,15 @@ def make_report(folders: Iterable[Path | str], n_resamples: int = N_RESAMPLES) -
     ]
     if controls:
         tables.append(("Merges against their controls", controls_table(controls)))
-    blocks = summary(runs, systems, every)
+    blocks = summary(runs, systems, family)
     for title, table in tables:
         blocks += [Heading(title), table]
+    blocks += power_section(family.rows)
     if every or controls:
         alt = f"Differences of {systems[0].task.main} with their intervals"
         png = plot_differences([*every, *controls])
         blocks.append(Picture("report_differences.png", png, alt))
-    decoder = str(runs[0].decoding["name"])
-    beside = decoders_section(systems, decoder, n_resamples)
+    beside = decoders_section(systems, decoder, n_resamples, rivals)
     blocks += beside
     blocks += folds_section(systems, [*every, *controls])
     blocks += [
@@ -122,15 +131,20 @@ def make_report(folders: Iterable[Path | str], n_resamples: int = N_RESAMPLES) -
     ]
     blocks += [*classes_section(systems), *utterances_section(systems)]
     blocks += environments_section(runs)
-    blocks += how_to_read(systems[0].task, has_folds(systems), n_resamples)
+    blocks += how_to_read(systems[0], has_folds(systems), n_resamples, margin)
     printed = "\n\n".join(table_to_markdown(table) for _, table in tables)
     decoders = [table_to_markdown(block) for block in beside if isinstance(block, Table)]
     printed = "\n\n".join([printed, *decoders])
-    return Report(runs, systems, [*every, *controls], blocks, printed)
+    return Report(runs, systems, family, blocks, printed)
 
 
 def write_report(
-    folders: Iterable[Path | str], out: Path, force: bool = False, n_resamples: int = N_RESAMPLES
+    folders: Iterable[Path | str],
+    out: Path,
+    force: bool = False,
+    n_resamples: int = N_RESAMPLES,
+    primary: str | None = None,
+    margin: float | None = None,
 ) -> Report:
     """Write ``report.html``, ``.md``, ``.csv``, ``.json`` and the pictures into a folder.
 
@@ -144,6 +158,8 @@ def write_report(
         Where to; made if it does not exist. Other files there stay.
     force : bool
         Replace the report that is there.
+    n_resamples, primary, margin
+        As of :func:`make_report`.
 
     Raises
     ------
@@ -155,10 +171,10 @@ def write_report(
     former = [*out.glob("report_*.png"), *out.glob("report.*")]
     if former and not force:
         raise MAMError(f"--out '{out}' holds a report; --force replaces it")
-    report = make_report(folders, n_resamples)
+    report = make_report(folders, n_resamples, primary, margin)
     pictures = [block for block in report.blocks if isinstance(block, Picture)]
     files = {picture.name: picture.png for picture in pictures}
-    figures = as_dict(report.runs, report.systems, report.rows, n_resamples)
+    figures = as_dict(report.runs, report.systems, report.family, n_resamples)
     texts = {
         "report.md": to_markdown(TITLE, report.blocks),
         "report.csv": as_csv(figures),

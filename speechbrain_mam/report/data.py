@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from speechbrain_mam.report.classes import class_errors, class_names, confusion
 from speechbrain_mam.report.folds import ByFold, differences_by_fold, has_folds, rates_by_fold
+from speechbrain_mam.results.family import Family, Row
+from speechbrain_mam.results.resampling import LEVEL
 from speechbrain_mam.results.runs import Run
-from speechbrain_mam.results.statistics import LEVEL
-from speechbrain_mam.results.systems import Row, System
+from speechbrain_mam.results.systems import System
 from speechbrain_mam.results.tasks import CLASSIFICATION, TASKS
 from speechbrain_mam.version import __version__
 
 
 def as_dict(
-    runs: Sequence[Run], systems: Sequence[System], rows: Sequence[Row], n_resamples: int
+    runs: Sequence[Run], systems: Sequence[System], family: Family, n_resamples: int
 ) -> dict[str, Any]:
     """What ``report.json`` holds: runs, systems and comparisons.
 
-    Rates are in percent, differences in percentage points. A ``p`` of 0 means less than
-    1/``n_resamples``. Where the test set has folds, ``folds`` holds the rate or difference of each,
-    and ``folds_mean`` and the like are over folds. ``classes`` holds, for each class, its number of
-    clips, its error and what its clips were taken for, the mean over seeds.
+    Rates are in percent, differences in percentage points. ``p_holm`` is corrected
+    for ``corrected`` comparisons, that of ``primary`` is ``p``; other metrics than the main one
+    have none. An end of an interval, or a ``detectable`` difference, that is not bounded is null.
+    Where the test set has folds, ``folds`` holds the rate or difference of each, and ``folds_mean``
+    and the like are over folds. ``classes`` holds, for each class, its number of clips, its error
+    and what its clips were taken for, the mean over seeds.
     """
     return {
         "speechbrain_mam": __version__,
         "n_resamples": n_resamples,
         "level": LEVEL,
+        "primary": _pair(family.primary) if family.primary is not None else None,
+        "corrected": family.corrected,
+        "clusters": next(iter(systems[0].evaluations.values())).main.n_clusters,
+        "units": systems[0].units,
         "runs": [
             {
                 "folder": str(run.folder),
@@ -55,12 +63,11 @@ def as_dict(
         ],
         "comparisons": [
             {
-                "system": row.system.name,
-                "against": row.against.name,
+                **_pair(row),
                 "verdict": row.verdict,
                 **{name: _figures(row, name) for name in row.comparisons},
             }
-            for row in rows
+            for row in family.rows
         ],
     }
 
@@ -109,7 +116,7 @@ def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rate(system: System, metric: str, n_resamples: int) -> dict[str, Any]:
     rate = system.rate(metric, n_resamples)
-    low, high = rate.interval
+    low, high = _finite(rate.interval)
     values: dict[str, Any] = {"mean": rate.mean, "sd": rate.sd, "low": low, "high": high}
     if metric == system.task.main and has_folds([system]):
         found = rates_by_fold(system)
@@ -120,16 +127,32 @@ def _rate(system: System, metric: str, n_resamples: int) -> dict[str, Any]:
 def _figures(row: Row, metric: str) -> dict[str, Any]:
     comparison = row.comparisons[metric]
     values = dict(vars(comparison))
-    low, high = values.pop("interval")
-    seeds_low, seeds_high = values.pop("seeds") or (None, None)
-    values |= {"low": low, "high": high, "seeds_low": seeds_low, "seeds_high": seeds_high}
-    values |= {"relative_change": comparison.relative_change}
+    for name, low, high in (
+        ("interval", "low", "high"),
+        ("seeds", "seeds_low", "seeds_high"),
+        ("narrow", "low_90", "high_90"),
+        ("seeds_narrow", "seeds_low_90", "seeds_high_90"),
+    ):
+        values |= zip((low, high), _finite(values.pop(name) or (None, None)), strict=True)
+    names = ("detectable_clusters", "needed_clusters", "detectable_seeds")
+    values |= zip(names, _finite(values[name] for name in names), strict=True)
+    values |= zip(("detectable",), _finite([comparison.detectable]), strict=True)
+    values |= {"relative_change": comparison.relative_change, "equivalent": comparison.equivalent}
     if metric == row.system.task.main and has_folds([row.system]):
         found = differences_by_fold(row.against, row.system)
         folds_low, folds_high = found.interval or (None, None)
         values |= {"folds": _by_fold(found), "folds_mean": found.mean, "folds_sd": found.sd}
         values |= {"folds_low": folds_low, "folds_high": folds_high}
     return values
+
+
+def _pair(row: Row) -> dict[str, str]:
+    return {"system": row.system.name, "against": row.against.name}
+
+
+def _finite(values: Iterable[float | None]) -> list[float | None]:
+    """JSON has no infinity."""
+    return [value if value is not None and math.isfinite(value) else None for value in values]
 
 
 def _by_fold(found: ByFold) -> dict[str, float]:

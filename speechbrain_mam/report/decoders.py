@@ -7,12 +7,14 @@ training: a merge is worth what it gains beyond that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from speechbrain_mam.report.document import Block, Heading, Table, Text
-from speechbrain_mam.report.text import interval, p_value, percent_change, points
+from speechbrain_mam.report.text import interval, p_value, percent_change, points, rate_bounds
 from speechbrain_mam.results.comparisons import compare, mean_and_sd, verdict
+from speechbrain_mam.results.counts import ErrorCounts, error_rate, pool, rate_interval
 from speechbrain_mam.results.decoding import BEAM_LM, GREEDY, TITLES
-from speechbrain_mam.results.statistics import ErrorCounts, error_rate, pool, rate_interval
+from speechbrain_mam.results.statistics import Comparison
 from speechbrain_mam.results.systems import System, reference_of
 
 Counts = Mapping[int | None, ErrorCounts]
@@ -28,7 +30,7 @@ def decoders_table(systems: Sequence[System], main: str, n_resamples: int) -> Ta
     main : str
         The name of the decoder that the other tables are about.
     n_resamples : int
-        Bootstrap resamples.
+        Draws of clusters.
 
     Returns
     -------
@@ -50,22 +52,29 @@ def decoders_table(systems: Sequence[System], main: str, n_resamples: int) -> Ta
             mean, sd = mean_and_sd([error_rate(one) for one in counts.values()])
             bounds = rate_interval(pool(list(counts.values())), n_resamples)
             row.append(f"{mean:.2f}" + (f" ± {sd:.2f}" if sd is not None else ""))
-            row.append(f"[{bounds.low:.2f}, {bounds.high:.2f}]")
+            row.append(rate_bounds(bounds))
         rows.append(row)
     return Table(header, rows, frozenset(range(1, len(header))))
 
 
-def rivals_table(systems: Sequence[System], main: str, n_resamples: int) -> Table | None:
+@dataclass(frozen=True)
+class Rival:
+    """What is compared (after) with what (against), and what came out."""
+
+    after: str
+    against: str
+    found: Comparison
+    trained: bool
+
+
+def rivals_of(systems: Sequence[System], main: str, n_resamples: int) -> list[Rival]:
     """Of each merge and what it started from: what the merge gains, what the language model does.
 
-    Returns
-    -------
-    Table or None
-        ``None`` where there is no merge, or no language model.
+    Nothing where there is no merge, or no language model.
     """
     if main != BEAM_LM or GREEDY not in decoders_of(systems, main):
-        return None
-    metric, rows = systems[0].task.main, []
+        return []
+    rivals = []
     for system in systems:
         before = reference_of(system, systems)
         if not system.merged or before is None:
@@ -73,24 +82,32 @@ def rivals_table(systems: Sequence[System], main: str, n_resamples: int) -> Tabl
         plain, rescored = (counts_of(before, name, main) for name in (GREEDY, BEAM_LM))
         merged, both = (counts_of(system, name, main) for name in (GREEDY, BEAM_LM))
         base, with_lm = before.name, f"{before.name} + LM"
+        trained = system.trained or before.trained
         for after, against, one, other in (
             (system.name, base, plain, merged),
             (with_lm, base, plain, rescored),
             (system.name, with_lm, rescored, merged),
             (f"{system.name} + LM", with_lm, rescored, both),
         ):
-            found = compare(one, other, n_resamples)
-            trained = system.trained or before.trained
-            seeds = interval(found.seeds) if found.seeds is not None else ""
-            row = [after, against, verdict(found, trained), percent_change(found), points(found)]
-            rows.append([*row, p_value(found), seeds])
-    if not rows:
-        return None
-    header = ["what", "against", "verdict", metric, f"{metric} points [95 %]", "p"]
-    return Table([*header, f"{metric}, seeds' 95 %"], rows, frozenset(range(3, 7)))
+            rivals.append(Rival(after, against, compare(one, other, n_resamples), trained))
+    return rivals
 
 
-def decoders_section(systems: Sequence[System], main: str, n_resamples: int) -> list[Block]:
+def rivals_table(rivals: Sequence[Rival], metric: str) -> Table:
+    """The comparisons of :func:`rivals_of`, corrected with all others of the report."""
+    rows = []
+    for one in rivals:
+        found = one.found
+        seeds = interval(found.seeds) if found.seeds is not None else ""
+        row = [one.after, one.against, verdict(found, one.trained), percent_change(found)]
+        rows.append([*row, points(found), p_value(found.p), p_value(found.p_corrected), seeds])
+    header = ["what", "against", "verdict", metric, f"{metric} points [95 %]", "p", "p, Holm"]
+    return Table([*header, f"{metric}, seeds' 95 %"], rows, frozenset(range(3, 8)))
+
+
+def decoders_section(
+    systems: Sequence[System], main: str, n_resamples: int, rivals: Sequence[Rival]
+) -> list[Block]:
     """Both tables, with what they say."""
     table = decoders_table(systems, main, n_resamples)
     if table is None:
@@ -100,15 +117,15 @@ def decoders_section(systems: Sequence[System], main: str, n_resamples: int) -> 
         Text(f"The other tables are of the last decoder here, {TITLES[main]}, for every system."),
         table,
     ]
-    rivals = rivals_table(systems, main, n_resamples)
-    if rivals is None:
+    if not rivals:
         return blocks
     note = (
         "Names without LM are greedy, those with it a beam search with the n-gram. A donor's "
         "linguistic knowledge has to beat what the n-gram brings to the model without a merge, or "
         "to add to it."
     )
-    return [*blocks, Heading("A language model as a rival"), Text(note), rivals]
+    table = rivals_table(rivals, systems[0].task.main)
+    return [*blocks, Heading("A language model as a rival"), Text(note), table]
 
 
 def decoders_of(systems: Sequence[System], main: str) -> list[str]:

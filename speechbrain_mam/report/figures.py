@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from speechbrain_mam.report.lambda_map import NAMES_AS_THEY_ARE
 from speechbrain_mam.results.comparisons import NO_BETTER, direction
+from speechbrain_mam.results.counts import error_rate, rate_interval
+from speechbrain_mam.results.family import Row
 from speechbrain_mam.results.search_results import NO_CONTROL, Point, Sweep
-from speechbrain_mam.results.statistics import error_rate, rate_interval
-from speechbrain_mam.results.systems import Row
 
 MERGE, GREY = "#0b5d8f", "#6b6b6b"
 CONTROL_STYLES = {
@@ -45,20 +45,25 @@ def plot_differences(rows: Sequence[Row]) -> bytes:
     for y, row in enumerate(rows):
         found = row.main
         colour = COLOURS.get(direction(found), GREY)
-        if direction(found) == "lower" and row.verdict.endswith(NO_BETTER):
+        if direction(found) == "lower" and NO_BETTER in row.verdict:
             colour = NO_GAIN
         if found.seeds is not None:
             axes.plot(found.seeds, [y + 0.18] * 2, color=colour, lw=1.2, ls=":")
-        axes.plot(found.interval, [y, y], color=colour, lw=2.4, solid_capstyle="butt")
+        if np.isfinite(found.interval).all():
+            axes.plot(found.interval, [y, y], color=colour, lw=2.4, solid_capstyle="butt")
         axes.plot(found.difference, y, "o", color=colour, ms=6)
     axes.axvline(0, color="black", lw=0.8)
-    labels = [f"{row.system.name}  −  {row.against.name}" for row in rows]
+    labels = [
+        f"{row.system.name}  −  {row.against.name}"
+        + ("" if np.isfinite(row.main.interval).all() else "  (not bounded)")
+        for row in rows
+    ]
     axes.set_yticks(range(len(rows)), labels, fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     figure.supxlabel(
         f"difference of {task.main}, percentage points; left of 0: fewer errors\n"
-        f"bar: 95 % over {task.items}; dotted: 95 % over seeds\n"
-        "green: lower; red: higher; grey: within chance; ochre: no better than the random donor",
+        f"bar: 95 % over {rows[0].system.units}; dotted: 95 % over seeds, or for another draw\n"
+        f"green: lower; red: higher; grey: within chance; ochre: {NO_BETTER}",
         fontsize=9,
     )
     axes.grid(axis="x", alpha=0.3)
@@ -90,8 +95,10 @@ def plot_sweep(sweep: Sweep, title: str, metric: str = "WER") -> bytes:
     ):  # one λ is no line; a greedy search leaves many such, and the table has them
         size = {x: len({p.lam for p in merged if _belongs(p, donors, *x)}) for x in panels}
         panels = [x for x in panels if size[x] > 1 or x[1] == sweep.chosen.get("subset")]
-    for point in merged:  # a control of a subset that was not swept itself
-        if point.control != NO_CONTROL and not any(_belongs(point, donors, *x) for x in panels):
+    shown = {p.control for p in merged if any(_belongs(p, donors, *x) for x in panels)}
+    shown.add(NO_CONTROL)
+    for point in merged:  # a control that was swept in other subsets alone
+        if point.control not in shown and not any(_belongs(point, donors, *x) for x in panels):
             panels.append((point.donor, point.subset))
     if not panels:
         panels = [(None, "all")]
@@ -138,6 +145,8 @@ def _cut_far_points(grid: list[Axes], points: list[Point], untouched: Point | No
     if not ours:
         return
     bounds = np.array([rate_interval(p.counts) for p in ours])
+    if not np.isfinite(bounds).all():
+        return
     bottom, top = bounds[:, 0].min(), bounds[:, 0].min() + 2.5 * np.ptp(bounds)
     if untouched is not None:
         top = min(top, 2 * error_rate(untouched.counts))
@@ -161,9 +170,12 @@ def _plot_line(axes: Axes, points: list[Point], untouched: Point | None, control
     rates = [error_rate(p.counts) for p in points]
     if control == NO_CONTROL:
         intervals = np.array([rate_interval(p.counts) for p in points])
-        axes.fill_between(lams, *intervals.T, color=MERGE, alpha=0.15, lw=0)
+        if np.isfinite(intervals).all():
+            axes.fill_between(lams, *intervals.T, color=MERGE, alpha=0.15, lw=0)
         return axes.plot(lams, rates, "o-", color=MERGE, lw=2.2, ms=5, zorder=3)[0]
     colour, marker = CONTROL_STYLES.get(control, (GREY, "x"))
+    lams = sorted(set(lams))  # a control's draws: their mean
+    rates = [float(np.mean([error_rate(p.counts) for p in points if p.lam == lam])) for lam in lams]
     return axes.plot(lams, rates, color=colour, marker=marker, lw=1.1, ms=4, alpha=0.9)[0]
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from speechbrain_mam.report.document import Block, Heading, Table, Text
 from speechbrain_mam.report.text import interval, points, signed
 from speechbrain_mam.results.comparisons import mean_and_sd, pair_seeds, t_interval
+from speechbrain_mam.results.counts import error_rate, pool
 from speechbrain_mam.results.evaluations import Evaluation
-from speechbrain_mam.results.statistics import Interval, error_rate, pool
-from speechbrain_mam.results.systems import Row, System
+from speechbrain_mam.results.family import Row
+from speechbrain_mam.results.resampling import Interval
+from speechbrain_mam.results.systems import System
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def folds_section(systems: Sequence[System], rows: Sequence[Row]) -> list[Block]
     ]
     if rows:
         text = "Differences in percentage points, after − before. The interval over folds treats "
-        text += f"each fold as one value; that over {systems[0].task.items} gives the verdict."
+        text += f"each fold as one value; that over {systems[0].units} gives the verdict."
         blocks += [Text(text), _differences_table(rows)]
     return blocks
 
@@ -110,7 +112,7 @@ def _rates_table(systems: Sequence[System]) -> Table:
 def _differences_table(rows: Sequence[Row]) -> Table:
     folds = [*rates_by_fold(rows[0].system).values]
     header = ["system − against", *(f"fold {fold}" for fold in folds), "mean [95 % over folds]"]
-    header += [f"pooled [95 % over {rows[0].system.task.items}]", "verdict"]
+    header += [f"pooled [95 % over {rows[0].system.units}]", "verdict"]
     lines = []
     for row in rows:
         found = differences_by_fold(row.against, row.system)

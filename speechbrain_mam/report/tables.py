@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from speechbrain_mam.report.document import Table
-from speechbrain_mam.report.text import interval, p_value, percent_change, points
+from speechbrain_mam.report.text import (
+    interval,
+    p_value,
+    percent_change,
+    points,
+    rate_bounds,
+    signed,
+)
 from speechbrain_mam.results.comparisons import pair_seeds, verdict
+from speechbrain_mam.results.counts import error_rate
+from speechbrain_mam.results.family import Row
+from speechbrain_mam.results.resampling import FEWEST_BOUNDED
 from speechbrain_mam.results.search_results import NO_CONTROL, Point, Sweep
-from speechbrain_mam.results.statistics import Comparison, error_rate, paired_bootstrap
-from speechbrain_mam.results.systems import Rate, Row, System
+from speechbrain_mam.results.statistics import paired_difference
+from speechbrain_mam.results.systems import Rate, System
 from speechbrain_mam.results.tasks import CLASSIFICATION
 
 UTTERANCES_SHOWN = 5
@@ -27,7 +39,8 @@ def systems_table(
         header += [f"{name} %", f"{name}, 95 %"]
     lines = []
     for system in systems:
-        line = [system.name, str(len(system.evaluations))]
+        number = len(system.evaluations)
+        line = [system.name, f"{number} draws" if system.drawn and number > 1 else str(number)]
         for name in task.names:
             line += _rate(system.rate(name, n_resamples))
         for of_one in rows.values():
@@ -40,7 +53,7 @@ def systems_table(
 
 def _rate(rate: Rate) -> list[str]:
     mean = f"{rate.mean:.2f}" + (f" ± {rate.sd:.2f}" if rate.sd is not None else "")
-    return [mean, f"[{rate.interval.low:.2f}, {rate.interval.high:.2f}]"]
+    return [mean, rate_bounds(rate.interval)]
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
@@ -51,7 +64,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         header += [name, f"{name} points [95 %]"]
     lines = []
     for row in rows:
-        line = [row.system.name, row.verdict, str(row.main.n_seeds), *_cells(row.main)]
+        line = [row.system.name, row.verdict, str(row.main.n_seeds), *_cells(row)]
         for name in others:
             line += [percent_change(row.comparisons[name]), points(row.comparisons[name])]
         lines.append(line)
@@ -61,17 +74,57 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 def controls_table(rows: Sequence[Row]) -> Table:
     """Every merge against each of its controls."""
     header = ["merge", "against its control", "verdict", *_columns(rows[0].system.task.main)]
-    lines = [[row.system.name, row.against.control, row.verdict, *_cells(row.main)] for row in rows]
+    lines = [[row.system.name, row.against.control, row.verdict, *_cells(row)] for row in rows]
     return Table(header, lines, frozenset(range(3, len(header))))
 
 
 def _columns(metric: str) -> list[str]:
-    return [metric, f"{metric} points [95 %]", "p", f"{metric}, seeds' 95 %"]
+    return [metric, f"{metric} points [95 %]", "p", "p, Holm", f"{metric}, seeds' 95 %"]
 
 
-def _cells(found: Comparison) -> list[str]:
+def _cells(row: Row) -> list[str]:
+    found = row.main
     seeds = interval(found.seeds) if found.seeds is not None else ""
-    return [percent_change(found), points(found), p_value(found), seeds]
+    seeds += f" ({found.n_draws} draws)" if found.n_draws > 1 else ""
+    p = [p_value(found.p), "primary" if row.primary else p_value(found.p_corrected)]
+    return [percent_change(found), points(found), *p, seeds]
+
+
+def power_table(rows: Sequence[Row]) -> Table:
+    """For each merge's comparison the smallest difference that could have been seen, and more.
+
+    The last columns say with how many clusters, or seeds, the paper's gain would be seen: n times
+    (detectable / gain)², as the standard error falls with √n.
+    """
+    task = rows[0].system.task
+    header = ["comparison", "points seen in 80 %", "of the error rate before"]
+    header += [f"−{task.published:g} %, points", f"{rows[0].system.units} for it", "seeds for it"]
+    lines = []
+    for row in rows:
+        found = row.main
+        if found.detectable is None:
+            continue
+        target = found.before * task.published / 100
+        line = [f"{row.system.name} − {row.against.name}", "none", ""]
+        if math.isfinite(found.detectable):
+            line[1] = f"±{found.detectable:.2f}"
+            line[2] = f"{100 * found.detectable / found.before:.1f} %" if found.before else ""
+        seeds = None if found.n_draws else found.detectable_seeds
+        seeds = None if seeds is None else found.n_seeds * seeds**2
+        line += [
+            signed(-target),
+            _needed(found.needed_clusters, target, found.n_clusters, FEWEST_BOUNDED),
+        ]
+        lines.append([*line, _needed(seeds, target, found.n_seeds, 2)])
+    return Table(header, lines, frozenset(range(1, len(header))))
+
+
+def _needed(for_a_point: float | None, target: float, number: int, least: int) -> str:
+    if for_a_point is None or not target:
+        return ""
+    if not math.isfinite(for_a_point):
+        return f"more than {number}"
+    return f"{max(least, math.ceil(for_a_point / target**2)):,} (here {number:,})"
 
 
 def sweep_table(sweep: Sweep, metric: str, n_resamples: int) -> Table:
@@ -88,8 +141,10 @@ def sweep_table(sweep: Sweep, metric: str, n_resamples: int) -> Table:
         row = [control if control != NO_CONTROL else "MAM", donor, subset, str(len(of_line))]
         row += [f"{best.lam:g}", f"{error_rate(best.counts):.2f}"]
         if untouched is not None:
-            against = paired_bootstrap(untouched.counts, best.counts, n_resamples)
-            row += [points(against), verdict(against)]
+            against = paired_difference(untouched.counts, best.counts, n_resamples)
+            # The best of so many points: Bonferroni's correction for having chosen it
+            p_holm = min(1.0, against.p * (len(sweep.points) - 1))
+            row += [points(against), verdict(replace(against, p_holm=p_holm))]
         rows.append(row)
     header = [
         "merge or control",

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from scipy import stats
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.results.statistics import (
-    LEVEL,
-    N_RESAMPLES,
-    Comparison,
-    ErrorCounts,
-    Interval,
-    error_rate,
-    paired_bootstrap,
-    pool,
-)
+from speechbrain_mam.results.counts import ErrorCounts, error_rate, pool
+from speechbrain_mam.results.resampling import LEVEL, N_RESAMPLES, NARROW, Interval, t_quantile
+from speechbrain_mam.results.statistics import Comparison, paired_difference, seen_in_most
 
-NO_BETTER = "no better than the random donor"
+NO_BETTER = "not shown to be better than the random donor"
+ONE_DRAW = "one draw: no verdict"
+CHANCE = "within chance"
 
 
 def compare(
     before: Mapping[int | None, ErrorCounts],
     after: Mapping[int | None, ErrorCounts],
     n_resamples: int = N_RESAMPLES,
+    draws: bool = False,
 ) -> Comparison:
-    """:func:`paired_bootstrap` of systems that were run with several seeds, paired by seed.
+    """:func:`paired_difference` of systems that were run with several seeds, paired by seed.
 
-    The interval over utterances is that of the mean over seeds; :func:`seed_interval` adds what
-    the choice of the seed alone does.
+    The interval over clusters is that of the mean over seeds; :func:`seed_interval` adds what the
+    choice of the seed alone does.
 
     Arguments
     ---------
@@ -38,7 +34,11 @@ def compare(
         By seed. The one key ``None`` stands for something without a seed (an untouched model, a
         merge with a fixed λ): it is compared with every seed of the other.
     n_resamples : int
-        Bootstrap resamples.
+        Draws of clusters.
+    draws : bool
+        Whether ``before`` holds draws of a random control, by their numbers. What is asked then is
+        whether another draw would do as well: :func:`prediction_interval` takes the place of the
+        interval over seeds.
 
     Returns
     -------
@@ -58,20 +58,28 @@ def compare(
     (3, -6.67, True)
     """
     pairs = [(before[b], after[a]) for b, a in pair_seeds(before, after)]
-    pooled = paired_bootstrap(
+    found = paired_difference(
         pool([b for b, _ in pairs] or [*before.values()]),
         pool([a for _, a in pairs] or [*after.values()]),
         n_resamples,
     )
-    seeds = None
-    if len(pairs) > 1:
-        seeds = seed_interval([error_rate(a) - error_rate(b) for b, a in pairs])
-    values = vars(pooled) | {"n_seeds": len(pairs), "seeds": seeds}
-    if pooled.identical:  # in the sum over seeds; are they seed by seed?
-        alike = (np.array_equal(b.errors, a.errors) for b, a in pairs)
-        values["identical"] = bool(pairs) and all(alike)
-        values["method"] = "identical" if values["identical"] else "percentile"
-    return Comparison(**values)
+    found = replace(found, n_seeds=len(pairs), n_draws=len(before) if draws else 0)
+    if found.identical:  # in the sum over seeds; are they seed by seed?
+        alike = bool(pairs) and all(np.array_equal(b.errors, a.errors) for b, a in pairs)
+        found = replace(found, identical=alike, method="identical" if alike else "percentile")
+    if len(pairs) < 2:
+        return found
+    differences = [error_rate(a) - error_rate(b) for b, a in pairs]
+    interval = prediction_interval if draws else seed_interval
+    sd = mean_and_sd(differences)[1] or 0.0
+    number = len(pairs)
+    error = sd * (1 + 1 / number) ** 0.5 if draws else sd / number**0.5
+    return replace(
+        found,
+        seeds=interval(differences),
+        seeds_narrow=interval(differences, NARROW),
+        detectable_seeds=None if found.identical else seen_in_most(error, number),
+    )
 
 
 def pair_seeds(
@@ -123,33 +131,60 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None
     mean, sd = mean_and_sd(values)
     if sd is None:
         return None
-    half = (
-        float(np.asarray(stats.t.ppf((1 + level) / 2, len(values) - 1))) * sd / len(values) ** 0.5
-    )
+    half = t_quantile((1 + level) / 2, len(values) - 1) * sd / len(values) ** 0.5
     return Interval(mean - half, mean + half)
 
 
-def direction(comparison: Comparison) -> str:
-    """``identical``, ``lower``, ``higher`` or ``within chance``, by a fixed rule.
+def prediction_interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
+    """Where the difference from one more draw would lie: mean ± t · s.d. · √(1 + 1/n).
 
-    Lower (higher) means that the whole interval over utterances is below (above) 0, that p is
-    below 0.05 (of few utterances the two may disagree), and where there are several seeds, that the
-    whole interval over seeds is below (above) 0 too.
+    It holds 0 where another draw may well do what the merge did, and does not shrink to nothing
+    with more draws, as an interval of their mean does.
+
+    Example
+    -------
+    >>> low, high = prediction_interval([-1.0, -2.0, -3.0])
+    >>> round(low, 2), round(high, 2)
+    (-6.97, 2.97)
     """
-    if comparison.identical:
-        return "identical"
-    if comparison.p >= 1 - LEVEL:
-        return "within chance"
+    mean, sd = mean_and_sd(differences)
+    if sd is None:
+        raise MAMError("an interval over draws needs at least two draws")
+    number = len(differences)
+    half = t_quantile((1 + level) / 2, number - 1) * sd * (1 + 1 / number) ** 0.5
+    return Interval(mean - half, mean + half)
+
+
+def side(comparison: Comparison) -> str:
+    """``lower`` or ``higher`` if all intervals say so, else ``within chance``; p has no part."""
     intervals = [comparison.interval, *([comparison.seeds] if comparison.seeds else [])]
     if all(interval.high < 0 for interval in intervals):
         return "lower"
     if all(interval.low > 0 for interval in intervals):
         return "higher"
-    return "within chance"
+    return CHANCE
+
+
+def direction(comparison: Comparison) -> str:
+    """``identical``, ``lower``, ``higher``, ``within chance`` or ``one draw: no verdict``.
+
+    Lower (higher) means that the whole interval over clusters is below (above) 0, that p, after
+    Holm's correction where there is one, is below 0.05, and where there are several seeds (draws),
+    that the whole interval over seeds is below (above) 0 too. One draw of a random control says
+    nothing of another one.
+    """
+    if comparison.identical:
+        return "identical"
+    if comparison.n_draws == 1:
+        return ONE_DRAW
+    return side(comparison) if comparison.p_corrected < 1 - LEVEL else CHANCE
 
 
 def verdict(
-    comparison: Comparison, trained: bool = False, control: Comparison | None = None
+    comparison: Comparison,
+    trained: bool = False,
+    control: Comparison | None = None,
+    drawn: bool = False,
 ) -> str:
     """What a comparison shows, in words.
 
@@ -161,6 +196,8 @@ def verdict(
         Whether it was trained: one seed alone then says little, and the verdict says so.
     control : Comparison, optional
         Of the same system (after) with its own random-donor control (before).
+    drawn : bool
+        Whether the system is a random control itself: one draw alone says little, too.
 
     Example
     -------
@@ -169,12 +206,35 @@ def verdict(
     >>> verdict(gain), verdict(chance), verdict(gain, trained=True)
     ('lower', 'within chance', 'lower (one seed)')
     >>> verdict(gain, control=chance)
-    'lower, but no better than the random donor'
+    'lower, but not shown to be better than the random donor'
+    >>> verdict(replace(gain, p_holm=0.06)), verdict(replace(gain, p=0.06))
+    ("within chance after Holm's correction", 'within chance (p and interval disagree)')
+    >>> verdict(replace(chance, narrow=Interval(-0.9, 0.8), margin=1.0))
+    'within chance, equivalent (within ± 1 point)'
     """
     found = direction(comparison)
-    text = found
-    if trained and comparison.n_seeds < 2 and found in ("lower", "higher"):
-        text += " (one seed)" if comparison.n_seeds else " (no seed in common)"
+    text, few = found, ""
+    if drawn and comparison.n_seeds < 2:
+        few = " (one draw)"
+    elif trained and comparison.n_seeds < 2:
+        few = " (one seed)" if comparison.n_seeds else " (no seed in common)"
+    if found in ("lower", "higher"):
+        text += " than the random draws" if comparison.n_draws else few
+    elif found == CHANCE:
+        text += _why_not(comparison)
+        if comparison.equivalent:
+            points = f"{comparison.margin:g} point" + "s" * (comparison.margin != 1)
+            text += f", equivalent (within ± {points}){few}"
     if control is not None and direction(control) != "lower":
         text += (", but" if found == "lower" else ",") + f" {NO_BETTER}"
+        text += " (one draw)" if control.n_draws == 1 else ""
     return text
+
+
+def _why_not(comparison: Comparison) -> str:
+    """Where p and the intervals do not say the same, which of them decided."""
+    low, high = comparison.interval
+    if (comparison.p < 1 - LEVEL) != (low > 0 or high < 0):
+        return " (p and interval disagree)"
+    claimed = comparison.p < 1 - LEVEL and side(comparison) != CHANCE
+    return " after Holm's correction" if claimed else ""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.results import fields
+from speechbrain_mam.results.counts import ErrorCounts, error_rate, pool
 from speechbrain_mam.results.fields import get
-from speechbrain_mam.results.statistics import ErrorCounts, error_rate
 from speechbrain_mam.results.tasks import CLASSIFICATION, TASKS, Task
 from speechbrain_mam.text_files import read_json
 
@@ -45,6 +45,26 @@ class Evaluation:
         """The errors that verdicts are about."""
         return self.counts[self.task.main]
 
+    @property
+    def units(self) -> str:
+        """What is drawn, in words: clusters, or where there are none utterances (clips)."""
+        if self.main.n_clusters == len(self.main.ids):
+            return self.task.items
+        return f"clusters ({self.task.groups})"
+
+
+def mean_of(several: Sequence[Evaluation]) -> Evaluation:
+    """Several tests as one: its error rates are the means, its texts those of the first."""
+    first, *others = several
+    if not others:
+        return first
+    counts = {name: pool([one.counts[name] for one in several]) for name in first.counts}
+    decoders = {
+        decoder: {name: pool([one.decoders[decoder][name] for one in several]) for name in found}
+        for decoder, found in first.decoders.items()
+    }
+    return replace(first, counts=counts, decoders=decoders)
+
 
 def read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Evaluation:
     """``utterances_{name}.json``, checked against what ``results.json`` says.
@@ -74,6 +94,12 @@ def read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Eva
         raise MAMError(f"'{file}': field 'utterances' is empty")
     ids = tuple(sorted(utterances))
 
+    clusters: tuple[str, ...] = ()
+    if any("cluster" in utterance for utterance in utterances.values()):
+        clusters = tuple(
+            get(utterances[i], "cluster", str, f"{file}', {task.item} '{i}") for i in ids
+        )
+
     def column(key: str, kind: type, of: tuple[str, ...] = ids) -> list[Any]:
         return [get(utterances[i], key, kind, f"{file}', {task.item} '{i}") for i in of]
 
@@ -82,7 +108,9 @@ def read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Eva
         counts={
             m.name: ErrorCounts(
                 ids,
-                *(fields.counts(column(key, int), key, file) for key in (m.errors, m.units)),
+                fields.counts(column(m.errors, int), m.errors, file),
+                fields.counts(column(m.units, int), m.units, file),
+                clusters,
             )
             for m in task.metrics
         },
@@ -92,7 +120,7 @@ def read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Eva
         folds=dict(zip(ids, column("fold", int), strict=True))
         if any("fold" in utterance for utterance in utterances.values())
         else {},
-        decoders=_decoders(utterances, task, ids, file),
+        decoders=_decoders(utterances, task, ids, clusters, file),
     )
     if task is CLASSIFICATION:
         _check_clips(evaluation, file)
@@ -108,7 +136,11 @@ def read_evaluation(folder: Path, name: str, metrics: Any, results: Path) -> Eva
 
 
 def _decoders(
-    utterances: Mapping[str, Any], task: Task, ids: tuple[str, ...], file: Path
+    utterances: Mapping[str, Any],
+    task: Task,
+    ids: tuple[str, ...],
+    clusters: tuple[str, ...],
+    file: Path,
 ) -> dict[str, dict[str, ErrorCounts]]:
     """What the simpler decoders of a test got wrong."""
     first = utterances[ids[0]]
@@ -128,6 +160,7 @@ def _decoders(
                 ids,
                 fields.counts(errors, metric.errors, file),
                 fields.counts(units, metric.units, file),
+                clusters,
             )
     return found
 
@@ -181,6 +214,14 @@ def check_same_test(where: str, one: Evaluation, elsewhere: str, other: Evaluati
         raise MAMError(
             f"runs of different test sets cannot be in one report: {one.task.item} '{odd}' is "
             f"{found[0]} in {where} and {found[1]} in {elsewhere}"
+        )
+    if one.main.clusters != other.main.clusters:
+        pairs = zip(one.main.ids, one.main.clusters, other.main.clusters, strict=True)
+        odd, *named = next((i, a, b) for i, a, b in pairs if a != b)
+        said = [f"cluster '{name}'" if name != odd else "no cluster" for name in named]
+        raise MAMError(
+            f"runs with different clusters cannot be in one report: {one.task.item} '{odd}' has "
+            f"{said[0]} in {where} and {said[1]} in {elsewhere}; test the older run again"
         )
     for i, fold in one.folds.items():
         if other.folds[i] != fold:

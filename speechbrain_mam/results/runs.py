@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class Run:
         Versions, hashes, device, precision; empty for runs of before there was such a note.
     decoding : mapping
         How its tests decoded: a ``name``, and what of it moves a figure.
+    margin : float or None
+        Points within which systems count as equivalent, as its YAML had them before the run.
     """
 
     folder: Path
@@ -61,17 +64,21 @@ class Run:
     probes: Mapping[str, dict[str, Any]]
     environment: Mapping[str, str]
     decoding: Mapping[str, Any]
+    margin: float | None = None
 
     @property
     def task(self) -> Task:
         """What was tested."""
         return next(iter(self.evaluations.values())).task
 
-    def control_of(self, test: str) -> str:
-        """The control that a test of this run belongs to."""
+    def control_of(self, test: str) -> tuple[str, int]:
+        """The control that a test of this run belongs to, and which draw of it: the first is 1."""
         if test == self.method:
-            return self.control
-        return test.removeprefix(f"{self.method} control ")
+            return self.control, 1
+        name, _, number = test.removeprefix(f"{self.method} control ").partition(" ")
+        if name == RANDOM and number.isascii() and number.isdecimal():
+            return RANDOM, int(number)
+        return f"{name} {number}".rstrip(), 1
 
 
 def read_runs(folders: Iterable[Path | str]) -> list[Run]:
@@ -153,7 +160,43 @@ def read_run(folder: Path) -> Run:
         probes=_read_searches(folder, "probe.json", read_probe),
         environment=_read_environment(folder),
         decoding=decoding_of(content, file),
+        margin=_read_margin(content, file),
     )
+
+
+def margin_of(runs: Sequence[Run], asked: float | None = None) -> float | None:
+    """The margin of equivalence that runs were made with; where they have none, the one asked for.
+
+    Raises
+    ------
+    MAMError
+        If two runs have different ones, or one has another than asked for: a margin that is chosen
+        after the figures proves nothing.
+    """
+    if asked is not None and not 0 < asked < math.inf:
+        raise MAMError(f"--margin {asked}: expected a number of points above 0")
+    known = [run for run in runs if run.margin is not None]
+    for run in known:
+        if run.margin != known[0].margin:
+            raise MAMError(
+                f"runs with different margins cannot be in one report: equivalence_margin is "
+                f"{known[0].margin:g} in '{known[0].folder}' and {run.margin:g} in '{run.folder}'"
+            )
+        if asked not in (None, run.margin):
+            raise MAMError(
+                f"--margin {asked:g}: '{run.folder}' was made with equivalence_margin "
+                f"{run.margin:g}; --margin is for runs without one"
+            )
+    return known[0].margin if known else asked
+
+
+def _read_margin(content: Mapping[str, Any], file: Path) -> float | None:
+    if content.get("equivalence_margin") is None:
+        return None
+    margin = number(content["equivalence_margin"], "equivalence_margin", file)
+    if margin <= 0:
+        raise MAMError(f"'{file}': field 'equivalence_margin' is {margin:g}, expected above 0")
+    return margin
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[str]]:

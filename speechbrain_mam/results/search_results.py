@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.results.counts import ErrorCounts
 from speechbrain_mam.results.fields import counts, get, number
-from speechbrain_mam.results.statistics import ErrorCounts
 from speechbrain_mam.text_files import read_json
 
 NO_CONTROL = "none"

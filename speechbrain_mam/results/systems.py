@@ -8,19 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.results.comparisons import compare, mean_and_sd, verdict
-from speechbrain_mam.results.evaluations import Evaluation
+from speechbrain_mam.results.comparisons import mean_and_sd
+from speechbrain_mam.results.counts import ErrorCounts, error_rate, pool, rate_interval
+from speechbrain_mam.results.evaluations import Evaluation, mean_of
+from speechbrain_mam.results.resampling import N_RESAMPLES, Interval
 from speechbrain_mam.results.runs import FINETUNE, RANDOM, UNTOUCHED, UNTRAINED, Run
 from speechbrain_mam.results.search_results import NO_CONTROL
-from speechbrain_mam.results.statistics import (
-    N_RESAMPLES,
-    Comparison,
-    ErrorCounts,
-    Interval,
-    error_rate,
-    pool,
-    rate_interval,
-)
 from speechbrain_mam.results.tasks import Task
 
 
@@ -42,7 +35,8 @@ class System:
     name : str
         As tables show it.
     evaluations : mapping of int to Evaluation
-        By seed; the one key ``None`` where nothing depends on a seed.
+        By seed, or by draw of a random control where nothing is trained; the one key ``None`` where
+        nothing depends on a seed.
     """
 
     name: str
@@ -62,9 +56,19 @@ class System:
         return self.method not in UNTRAINED
 
     @property
+    def drawn(self) -> bool:
+        """Whether it is a random control of something untrained: its "seeds" are draws."""
+        return self.control == RANDOM and not self.trained
+
+    @property
     def task(self) -> Task:
         """What was tested."""
         return next(iter(self.evaluations.values())).task
+
+    @property
+    def units(self) -> str:
+        """What is drawn, in words."""
+        return next(iter(self.evaluations.values())).units
 
     def counts(self, metric: str) -> dict[int | None, ErrorCounts]:
         """The errors that a metric of the task counts, by seed."""
@@ -87,21 +91,6 @@ class System:
         ]
 
 
-@dataclass(frozen=True, eq=False)
-class Row:
-    """A system compared with another one, by metric; the verdict is that of the main one."""
-
-    system: System
-    against: System
-    comparisons: Mapping[str, Comparison]
-    verdict: str
-
-    @property
-    def main(self) -> Comparison:
-        """The comparison that the verdict is about."""
-        return self.comparisons[self.system.task.main]
-
-
 def group(runs: Sequence[Run]) -> list[System]:
     """The systems of some runs: the untouched model, the methods, each before its controls.
 
@@ -115,25 +104,26 @@ def group(runs: Sequence[Run]) -> list[System]:
     MAMError
         If a system was run twice with the same seed: names both folders.
     """
-    found: dict[tuple[str, str, str | None], dict[int, tuple[Run, Evaluation]]] = {}
-    bases: dict[int, tuple[Run, Evaluation]] = {}
+    found: dict[tuple[str, str, str | None], dict[tuple[int, int], tuple[Run, Evaluation]]] = {}
+    bases: dict[tuple[int, int], tuple[Run, Evaluation]] = {}
     for run in runs:
         for test, evaluation in run.evaluations.items():
+            control, draw = run.control_of(test)
+            at = run.seed, draw
             if test == UNTOUCHED:
                 by_seed = found.setdefault((UNTOUCHED, NO_CONTROL, None), {})
-                by_seed.setdefault(run.seed, (run, evaluation))  # each run tests it again
+                by_seed.setdefault(at, (run, evaluation))  # each run tests it again
                 continue
             if test == FINETUNE != run.method:
-                bases.setdefault(run.seed, (run, evaluation))
+                bases.setdefault(at, (run, evaluation))
                 continue
-            key = (run.method, run.control_of(test), run.donor)
-            by_seed = found.setdefault(key, {})
-            if run.seed in by_seed:
+            by_seed = found.setdefault((run.method, control, run.donor), {})
+            if at in by_seed:
                 raise MAMError(
-                    f"'{by_seed[run.seed][0].folder}' and '{run.folder}' are both '{test}' with "
+                    f"'{by_seed[at][0].folder}' and '{run.folder}' are both '{test}' with "
                     f"seed {run.seed}; leave one out"
                 )
-            by_seed[run.seed] = run, evaluation
+            by_seed[at] = run, evaluation
     if bases:  # the very models that were merged are a merge's fair comparison
         found[FINETUNE, NO_CONTROL, None] = {**found.get((FINETUNE, NO_CONTROL, None), {}), **bases}
     several = len({donor for *_, donor in found if donor is not None}) > 1
@@ -142,13 +132,36 @@ def group(runs: Sequence[Run]) -> list[System]:
         method, control, donor = key
         name = method + (f" control {control}" if control != NO_CONTROL else "")
         name += f" ({donor})" if several and donor is not None else ""
-        evaluations: dict[int | None, Evaluation] = {
-            seed: evaluation for seed, (_, evaluation) in sorted(found[key].items())
-        }
-        if method in UNTRAINED and all_alike(evaluations.values()):
-            evaluations = {None: next(iter(evaluations.values()))}
-        systems.append(System(name, method, control, donor, evaluations))
+        tests = {at: evaluation for at, (_, evaluation) in sorted(found[key].items())}
+        systems.append(System(name, method, control, donor, _by_seed(method, control, tests)))
     return systems
+
+
+def _by_seed(
+    method: str, control: str, tests: Mapping[tuple[int, int], Evaluation]
+) -> dict[int | None, Evaluation]:
+    """A system's tests, given by seed and draw, as it is compared: by seed, by draw, or one."""
+    if method in UNTRAINED and control == RANDOM:
+        return _draws(tests)
+    if method in UNTRAINED and all_alike(tests.values()):
+        return {None: next(iter(tests.values()))}
+    of_seed: dict[int | None, list[Evaluation]] = {}
+    for (seed, _), evaluation in tests.items():
+        of_seed.setdefault(seed, []).append(evaluation)
+    return {seed: mean_of(found) for seed, found in of_seed.items()}
+
+
+def _draws(tests: Mapping[tuple[int, int], Evaluation]) -> dict[int | None, Evaluation]:
+    """Draws of an untrained control by their numbers; those of several runs are counted through."""
+    by_number: dict[int, list[Evaluation]] = {}
+    for (_, number), evaluation in tests.items():
+        known = by_number.setdefault(number, [])
+        if not any(all_alike([other, evaluation]) for other in known):  # the same, tested again
+            known.append(evaluation)
+    if all(len(found) == 1 for found in by_number.values()):
+        return {number: found[0] for number, found in sorted(by_number.items())}
+    every = [evaluation for number in sorted(by_number) for evaluation in by_number[number]]
+    return {number: evaluation for number, evaluation in enumerate(every, start=1)}
 
 
 def _order(key: tuple[str, str, str | None]) -> tuple:
@@ -178,41 +191,3 @@ def reference_of(system: System, systems: Sequence[System]) -> System | None:
     """What a merge started from: the fine-tuned model if it was trained, else the untouched one."""
     finetuned = find(systems, FINETUNE) if system.trained else None
     return finetuned if finetuned is not None else find(systems, UNTOUCHED)
-
-
-def compare_with(
-    reference: System, systems: Sequence[System], n_resamples: int = N_RESAMPLES
-) -> list[Row]:
-    """Every other system against one; a merge's verdict knows of its random control."""
-    rows = []
-    for system in systems:
-        if system is reference or system.method == UNTOUCHED:
-            continue
-        control = None
-        if system.merged:
-            randoms = [c for c in system.controls(systems) if c.control == RANDOM]
-            control = (
-                _compare(randoms[0], system, system.task.main, n_resamples) if randoms else None
-            )
-        rows.append(_row(reference, system, control, n_resamples))
-    return rows
-
-
-def compare_with_controls(systems: Sequence[System], n_resamples: int = N_RESAMPLES) -> list[Row]:
-    """Every merge against each of its controls."""
-    return [
-        _row(control, system, None, n_resamples)
-        for system in systems
-        if system.merged
-        for control in system.controls(systems)
-    ]
-
-
-def _row(reference: System, system: System, control: Comparison | None, n_resamples: int) -> Row:
-    found = {name: _compare(reference, system, name, n_resamples) for name in system.task.names}
-    trained = system.trained or reference.trained
-    return Row(system, reference, found, verdict(found[system.task.main], trained, control))
-
-
-def _compare(before: System, after: System, metric: str, n_resamples: int) -> Comparison:
-    return compare(before.counts(metric), after.counts(metric), n_resamples)

@@ -88,8 +88,8 @@ def _merge(
         return results | final_test(brain, hparams, datasets)
     if hparams["search"]:
         # Its controls would have to be fine-tuned too: runs of their own, with --control.
-        sweep, best = search(brain, datasets["valid"], with_controls=False)
-        sweep.apply(best)
+        found = search(brain, datasets["valid"], with_controls=False)
+        found.sweep.apply(found.best)
         brain.write_plan()
     with _as_plain(brain):  # the merged weights are the encoder's own from here on
         brain.fit_classifier(datasets["train"], datasets["valid"])

@@ -22,7 +22,7 @@ from speechbrain_mam.text_files import read_json
 logger = get_logger(__name__)
 
 FOLDS = (1, 2, 3, 4, 5)
-SHARED = ("method", "seed", "control", "donor")
+SHARED = ("method", "seed", "control", "donor", "equivalence_margin")
 
 Clips = dict[str, dict[str, Any]]
 
@@ -76,7 +76,7 @@ def pool_folds(results_folder: str, method: str) -> None:
     tests = [name for name in runs[min(runs)]["results"] if _in_all(name, runs.values())]
     clips = {name: _clips(folder, runs, name) for name in tests}
     first = next(iter(runs.values()))
-    content = {key: first[key] for key in SHARED}
+    content: dict[str, Any] = {key: first.get(key) for key in SHARED}
     content["folds"] = sorted(runs)
     content["results"] = {name: _pooled(found, runs, name) for name, found in clips.items()}
     content["lambdas"] = _mean_lambdas(list(runs.values()))
@@ -107,10 +107,11 @@ def _check_same_system(folder: Path, runs: Mapping[int, Mapping[str, Any]]) -> N
     first = min(runs)
     for fold, run in runs.items():
         for key in SHARED:
-            if run[key] != runs[first][key]:
+            found = [one.get(key) for one in (runs[first], run)]
+            if found[0] != found[1]:
                 raise MAMError(
-                    f"'{folder}': fold {first} is of {key} {runs[first][key]!r}, but fold {fold} "
-                    f"of {run[key]!r}; remove one, or choose another output_folder"
+                    f"'{folder}': fold {first} is of {key} {found[0]!r}, but fold {fold} "
+                    f"of {found[1]!r}; remove one, or choose another output_folder"
                 )
 
 

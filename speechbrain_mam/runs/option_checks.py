@@ -91,7 +91,9 @@ RANGES: dict[str, Range] = {
     "vocab_size": Range(1, whole=True, nothing=True),
     "valid_share": Range(0, 1, open_low=True),
     "num_classes": _ONE,
+    "random_draws": _ONE,
     "cache_mb": Range(),
+    "equivalence_margin": Range(open_low=True, nothing=True),
 }
 """What each key of the recipes may be. Keys that a recipe lacks are not asked for."""
 

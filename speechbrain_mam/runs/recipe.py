@@ -221,6 +221,7 @@ def write_results(brain: MAMBrain, results: Results) -> dict[str, float]:
         "donor": _donor_of(brain),
         "donor_sha256": brain.mam.donor_hash if brain.mam is not None else None,
         "target_sha256": encoder.files_sha256() if hasattr(encoder, "files_sha256") else None,
+        "equivalence_margin": getattr(brain.hparams, "equivalence_margin", None),
         "results": results,
         "lambdas": lambdas,
     }

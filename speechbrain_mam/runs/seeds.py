@@ -1,13 +1,14 @@
 """Several trainings with several seeds, the same budget for all, and one report over them.
 
-> python -m speechbrain_mam.seeds recipes/LJSpeech/train.py hparams/finetune.yaml \\
+> speechbrain-mam compare recipes/LJSpeech/train.py hparams/finetune.yaml \\
     hparams/mam_learnable.yaml "hparams/mam_learnable.yaml --control random" \\
     --seeds 1 2 3 4 5 --out results/seeds -- --number_of_epochs 3
 
 Each quoted YAML may have overrides of its own; what follows ``--`` goes to every run. Runs lie in
-``OUT/LABEL/SEED``, their output in ``OUT/LABEL/SEED.log``, the report in ``OUT/report``. Finished
-runs are not repeated and interrupted ones go on, when the same command is run again. Where this
-command ends, by a failure, Ctrl-C or a signal, so does all that it has started.
+``OUT/LABEL/SEED``, their output in ``OUT/LABEL/SEED.log``, the report in ``OUT/report``; with
+``--data`` all of that in ``OUT/NAME``, once for each data folder. Finished runs are not repeated
+and interrupted ones go on, when the same command is run again. Where this command ends, by a
+failure, Ctrl-C or a signal, so does all that it has started.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from speechbrain_mam.errors import MAMError, one_line_errors
 from speechbrain_mam.runs.jobs import Job, run_jobs
 from speechbrain_mam.runs.yaml_files import content_sha256, files_of
 from speechbrain_mam.text_files import read_json
+
+OUT = "results/compare"
 
 
 def label_of(yaml: Path, overrides: Sequence[str]) -> str:
@@ -135,43 +138,93 @@ def _check_record(job: Job) -> None:
             )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: run, then report.
-
-    Arguments
-    ---------
-    argv : sequence of str, optional
-        The arguments; those of the process by default.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    cut = words.index("--") if "--" in words else len(words)
-    words, shared = words[:cut], words[cut + 1 :]
-    parser = argparse.ArgumentParser(
-        "python -m speechbrain_mam.seeds",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a series is asked: which recipe, which YAMLs, seeds, data, and where to."""
     parser.add_argument("script", metavar="TRAIN_PY", type=Path, help="a recipe's train.py")
     parser.add_argument("specs", metavar="YAML", nargs="+", help="a YAML, or 'YAML --key value'")
-    parser.add_argument("--seeds", type=int, nargs="+", required=True, metavar="N")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", required=True, metavar="N", help="one run of each YAML each"
+    )
+    parser.add_argument("--out", type=Path, default=Path(OUT), metavar="DIR", help=f"default {OUT}")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="the series on each of these data folders, in DIR/NAME, with a report of each",
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side")
     parser.add_argument(
         "--nproc_per_node", type=int, default=0, metavar="N", help="processes a run (torchrun)"
     )
-    options = parser.parse_args(words)
-    with one_line_errors():
-        if options.jobs < 1:
-            raise MAMError(f"--jobs {options.jobs}: expected at least 1")
-        jobs = plan_jobs(
-            *(options.script, options.specs, options.seeds, options.out),
-            shared=shared,
+    parser.add_argument("--primary", metavar="SYSTEM", help="of the report's comparisons")
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line before and after its ``--``.
+
+    Example
+    -------
+    >>> split_overrides(["train.py", "a.yaml", "--", "--lr", "1"])
+    (['train.py', 'a.yaml'], ['--lr', '1'])
+    """
+    cut = list(words).index("--") if "--" in words else len(words)
+    return list(words[:cut]), list(words[cut + 1 :])
+
+
+def series_on(
+    data: Sequence[str], out: Path, specs: Sequence[str], shared: Sequence[str]
+) -> dict[Path, list[str]]:
+    """By the folder of each series, what all its runs are told.
+
+    Raises
+    ------
+    MAMError
+        If two data folders have one name, or the runs are told of another one.
+
+    Example
+    -------
+    >>> series_on(["/data/LJ"], Path("out"), ["a.yaml"], ["--lr", "1"])
+    {PosixPath('out/LJ'): ['--data_folder', '/data/LJ', '--lr', '1']}
+    """
+    if not data:
+        return {out: list(shared)}
+    for word in (*shared, *(word for spec in specs for word in shlex.split(spec))):
+        if word.split("=")[0] == "--data_folder":
+            raise MAMError(f"'{word}' is set for each series; leave it out, or --data")
+    found: dict[Path, list[str]] = {}
+    for folder in data:
+        place = out / re.sub(r"[^\w.+-]+", "-", Path(folder).expanduser().resolve().name)
+        if place in found:
+            raise MAMError(f"--data: '{folder}' and another folder would both be '{place}'")
+        found[place] = ["--data_folder", folder, *shared]
+    return found
+
+
+def run_series(options: argparse.Namespace, shared: Sequence[str]) -> None:
+    """Run what :func:`add_arguments` asked for, then report.
+
+    Raises
+    ------
+    MAMError
+        As :func:`plan_jobs` before anything is run; or if a run fails.
+    SystemExit
+        130, if it is interrupted.
+    """
+    if options.jobs < 1:
+        raise MAMError(f"--jobs {options.jobs}: expected at least 1")
+    series = {
+        out: plan_jobs(
+            *(options.script, options.specs, options.seeds, out),
+            shared=told,
             nproc_per_node=options.nproc_per_node,
         )
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # not so under nohup
-                signal.signal(number, signal.default_int_handler)
+        for out, told in series_on(options.data, options.out, options.specs, shared).items()
+    }
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not so under nohup
+            signal.signal(number, signal.default_int_handler)
+    for out, jobs in series.items():
         try:
             run_jobs(jobs, options.jobs)
         except KeyboardInterrupt:
@@ -180,9 +233,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Loaded late: wrong arguments should be answered at once.
         from speechbrain_mam.report import write_report
 
-        out = options.out / "report"
-        report = write_report([job.folder for job in jobs], out, force=True)
-        sys.stdout.write(f"{report.table}\n\nwritten to '{out}'\n")
+        folders, page = [job.folder for job in jobs], out / "report"
+        report = write_report(folders, page, force=True, primary=options.primary)
+        sys.stdout.write(f"{report.table}\n\nwritten to '{page}'\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """``python -m speechbrain_mam.seeds``, what ``speechbrain-mam compare`` was called before.
+
+    Arguments
+    ---------
+    argv : sequence of str, optional
+        The arguments; those of the process by default.
+    """
+    words, shared = split_overrides(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        "python -m speechbrain_mam.seeds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_arguments(parser)
+    options = parser.parse_args(words)
+    with one_line_errors():
+        run_series(options, shared)
 
 
 if __name__ == "__main__":

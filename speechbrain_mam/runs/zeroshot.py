@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
+from torch import Tensor
 
 from speechbrain_mam.atomic import write_text_beside
+from speechbrain_mam.errors import MAMError
+from speechbrain_mam.runs.option_checks import check_ranges
+from speechbrain_mam.search.contest import Wanted, contest
 from speechbrain_mam.search.grid import (
     Point,
     Scored,
@@ -26,29 +32,41 @@ from speechbrain_mam.search.grid import (
     parse_donors,
     parse_grid,
     parse_subsets,
-    points_of,
+    suffix,
     sweep_content,
 )
 from speechbrain_mam.search.identity import circumstances
-from speechbrain_mam.search.probe import Probe, probe
-from speechbrain_mam.search.sweep import Sweep, greedy
+from speechbrain_mam.search.probe import Probe, probe, ranking_of
+from speechbrain_mam.search.race import race_of
+from speechbrain_mam.search.sweep import Sweep
 from speechbrain_mam.tasks.task import TaskBrain
 
 logger = get_logger(__name__)
 
-KEYS = ("lam_grid", "layer_choices", "donor_models", "controls", "cache_mb", "cache_folder")
+KEYS = (
+    *("lam_grid", "layer_choices", "donor_models", "controls", "random_draws", "race"),
+    *("cache_mb", "cache_folder"),
+)
 """What the YAML of a search must have besides a recipe's own keys."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a search tries, checked."""
+class Found:
+    """What a search chose.
 
-    grid: list[float]
-    subsets: dict[str, tuple[int, ...]]
-    greedy: bool
-    donors: list[str]
-    controls: list[str]
+    Arguments
+    ---------
+    sweep : Sweep
+        Can merge a point into the model.
+    best : Point
+        The donor's best merge, which may be worse than none.
+    controls : dict of str to Point
+        The best merge of each control and draw: ``random``, ``random 2``, and so on.
+    """
+
+    sweep: Sweep
+    best: Point
+    controls: dict[str, Point]
 
 
 def read_search(hparams: Mapping[str, Any], num_layers: int) -> Wanted:
@@ -57,11 +75,13 @@ def read_search(hparams: Mapping[str, Any], num_layers: int) -> Wanted:
     Raises
     ------
     MAMError
-        If the grid is empty, λ is outside [0, 1], a subset names no layer, or a control is unknown.
+        If the grid is empty, λ is outside [0, 1], a subset names no layer, a control is unknown, or
+        ``race`` is neither True nor False.
 
     Example
     -------
     >>> keys = {"lam_grid": [0.9], "layer_choices": ["last:1", "greedy"], "controls": ["random"]}
+    >>> keys |= {"random_draws": 10, "race": True}
     >>> wanted = read_search({**keys, "donor_models": ["bert"]}, num_layers=4)
     >>> wanted.subsets, wanted.greedy
     ({'last:1': (3,)}, True)
@@ -69,6 +89,9 @@ def read_search(hparams: Mapping[str, Any], num_layers: int) -> Wanted:
     choices = listed("layer_choices", hparams["layer_choices"])
     subsets = [choice for choice in choices if choice != "greedy"]
     controls = parse_controls(hparams["controls"])
+    if not isinstance(hparams["race"], bool):
+        raise MAMError(f"key 'race': expected True or False, got {hparams['race']!r}")
+    check_ranges(hparams, ["random_draws"])
     return Wanted(
         parse_grid(hparams["lam_grid"]),
         # The greedy search starts from the λ that is best in all layers, if nothing else is tried.
@@ -77,11 +100,13 @@ def read_search(hparams: Mapping[str, Any], num_layers: int) -> Wanted:
         parse_donors(hparams["donor_models"]),
         # A control that searches its own λ has no controls.
         controls if hparams.get("control", "none") == "none" else [],
+        int(hparams["random_draws"]),
+        hparams["race"],
     )
 
 
-def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> tuple[Sweep, Point]:
-    """Choose λ, layers and donor on the validation set.
+def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> Found:
+    """Choose λ, layers and donor on the validation set, and the same for each control.
 
     Writes ``probe.json`` and ``sweep.json`` into the output folder. The model is left unmerged.
 
@@ -92,65 +117,85 @@ def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> tuple[Sw
     valid : DynamicItemDataset
         The validation set.
     with_controls : bool
-        Whether the controls are swept beside the choice.
+        Whether the controls search, too.
 
     Returns
     -------
-    tuple
-        The sweep, and the best merge, which may be worse than none.
+    Found
 
     Raises
     ------
     MAMError
         If the grid is empty, λ is outside [0, 1], or a subset names no layer.
     """
+    assert brain.mam is not None
+    folder = Path(brain.hparams.output_folder)
+    wanted = read_search(vars(brain.hparams), brain.mam.plan.target_layers)
+    sweep, batches = _sweep(brain, valid, wanted)
+    with closing(sweep.caches):
+        found, points, untouched, best = _contests(sweep, brain, batches, wanted, with_controls)
+    _write(folder / "probe.json", found.as_dict())
+    content = sweep_content(
+        "valid", sweep.ids, sweep.units, brain.metric, untouched, points, len(sweep.parts)
+    )
+    _write(folder / "sweep.json", content)
+    _tell(sweep, brain, untouched, points, best, found)
+    chosen = {name: scored.point for name, scored in best.items()}
+    return Found(sweep, chosen.pop("none"), chosen)
+
+
+def _sweep(brain: TaskBrain, valid: Any, wanted: Wanted) -> tuple[Sweep, list[Any]]:
+    """The sweep over the validation set, and its batches."""
     hparams, mam = brain.hparams, brain.mam
     assert mam is not None
-    folder = Path(hparams.output_folder)
-    wanted = read_search(vars(hparams), mam.plan.target_layers)
-    grid, donors = wanted.grid, wanted.donors
-    controls = wanted.controls if with_controls else []
-
     batches = brain.batches(valid)
     manifest = (Path(hparams.save_folder) / "valid.csv").read_text(encoding="utf-8")
     sweep = Sweep(
         mam,
         lambda around: brain.score(batches, around),
-        folder / "sweep",
+        Path(hparams.output_folder) / "sweep",
         data_id=manifest,
         circumstances=circumstances(batches, brain.device, brain.eval_precision)
         | brain.sweep_identity(),
         cache_mb=hparams.cache_mb,
         cache_folder=Path(hparams.cache_folder) if hparams.cache_folder else None,
         progress=not brain.noprogressbar,
+        race=race_of(batches, brain.score) if wanted.race else None,
     )
-    untouched, *points = sweep.run(
-        [Point(1.0, (), donors[0]), *points_of(grid, wanted.subsets, donors)]
-    )
-    sweep.set_to(Point(1.0, (), donors[0]))
-    found = probe(mam.target, mam.plan, mam.source, brain.losses(batches))
-    _write(folder / "probe.json", found.as_dict())
-    if wanted.greedy:
-        first = choose(points).point
-        points += greedy(sweep, found.ranking(), first.lam, first.donor)
-    # The best subset with every λ, whichever way it was found
-    best = choose(points).point
-    points += sweep.run(points_of(grid, {best.subset: best.layers}, [best.donor]))
-    # A greedy subset may be among the others; the first name stays.
-    points = list({scored.point.key: scored for scored in reversed(points)}.values())[::-1]
-    best = choose(points).point
-    for control in controls:
-        sweep.title = f"control {control}"
-        points += sweep.run(points_of(grid, {best.subset: best.layers}, [best.donor], control))
-    chosen = choose([untouched, *(s for s in points if s.point.control == "none")]).point
-    content = sweep_content("valid", sweep.ids, sweep.units, brain.metric, untouched, points)
-    _write(folder / "sweep.json", content)
-    _tell(sweep, brain, untouched, points, best, chosen, found)
-    return sweep, best
+    return sweep, batches
+
+
+def _contests(
+    sweep: Sweep, brain: TaskBrain, batches: list[Any], wanted: Wanted, with_controls: bool
+) -> tuple[Probe, list[Scored], Scored, dict[str, Scored]]:
+    """The probe, all merges, the untouched model, and the best merge by who took part."""
+    mam = brain.mam
+    assert mam is not None
+    gradients: dict[str, Tensor] = {}
+    nothing = Point(1.0, (), wanted.donors[0])
+    (untouched,) = sweep.run([nothing])
+    sweep.set_to(nothing)
+    found = probe(mam.target, mam.plan, mam.source, brain.losses(batches), gradients)
+
+    def ranking(own: Point) -> list[int]:
+        sweep.set_to(own)
+        return ranking_of(mam.target, mam.plan, mam.source, gradients)
+
+    points: list[Scored] = []
+    best: dict[str, Scored] = {}
+    for control, draw in (("none", 1), *(wanted.contestants() if with_controls else ())):
+        name = suffix(control, draw)
+        sweep.title = "λ sweep" if control == "none" else f"control {name}"
+        own = replace(nothing, control=control, draw=draw)
+        order = found.ranking if control == "none" else partial(ranking, own)
+        line = contest(sweep, wanted, untouched, order, control, draw)
+        best[name] = choose(line)
+        points += line
+    return found, points, untouched, best
 
 
 def search_and_test(brain: TaskBrain, datasets: Mapping[str, Any], method: str) -> dict[str, dict]:
-    """:func:`search` on the validation set; test the choice and its controls.
+    """:func:`search` on the validation set; test what was chosen for the donor and each control.
 
     Writes the usual files of each test and ``merge_plan.txt`` of what was chosen. The chosen merge
     is left in the model.
@@ -162,21 +207,23 @@ def search_and_test(brain: TaskBrain, datasets: Mapping[str, Any], method: str) 
     datasets : mapping
         ``valid`` and ``test``.
     method : str
-        What the chosen merge's test is called; a control's is ``{method} control {control}``.
+        What the chosen merge's test is called; a control's is ``{method} control {control}``, that
+        of its second draw ``{method} control {control} 2``.
 
     Returns
     -------
     dict
         The metrics of each test.
     """
-    sweep, best = search(brain, datasets["valid"])
-    assert brain.mam is not None
-    controls = read_search(vars(brain.hparams), brain.mam.plan.target_layers).controls
+    found = search(brain, datasets["valid"])
     results = {}
-    for control in (*controls, "none"):
-        sweep.apply(Point(best.lam, best.layers, best.donor, control))
-        name = method if control == "none" else f"{method} control {control}"
-        results[name] = brain.test(datasets["test"], name)
+    # The search has emptied its caches: what is kept from here on is of the test set.
+    with closing(found.sweep.caches) as caches:
+        for control, point in (*found.controls.items(), ("none", found.best)):
+            found.sweep.apply(point)
+            name = method if control == "none" else f"{method} control {control}"
+            with brain.within_each_batch(caches.around(min(point.layers, default=0))):
+                results[name] = brain.test(datasets["test"], name)
     brain.write_plan()
     return {method: results.pop(method), **results}
 
@@ -191,8 +238,7 @@ def _tell(
     brain: TaskBrain,
     untouched: Scored,
     points: list[Scored],
-    best: Point,
-    chosen: Point,
+    best: Mapping[str, Scored],
     found: Probe,
 ) -> None:
     """The search in a few lines of the log."""
@@ -201,12 +247,19 @@ def _tell(
     lines = ["", f"First-order probe on the validation set ({len(sweep.ids)} {brain.units}):"]
     lines += [f"  {line}" for line in str(found).splitlines()]
     lines.append(f"Validation {brain.metric}: unmerged {error_rate(untouched, sweep.units):.2f}")
-    for scored in sorted(points, key=lambda s: sum(s.errors)):
+    ours = [scored for scored in points if scored.point.control == "none"]
+    for scored in sorted(ours, key=lambda s: error_rate(s, sweep.units)):
         p = scored.point
-        if p.control == "none":
+        if scored.whole:
             name = f"λ {p.lam:g}, layers {p.subset} ({', '.join(map(str, p.layers))})"
             lines.append(f"  {error_rate(scored, sweep.units):6.2f}  {name}, {p.donor}")
-    lines.append(f"Tested: λ {best.lam:g} in layers {', '.join(map(str, best.layers))}")
-    if chosen.lam == 1:
+    for name, scored in best.items():
+        p, rate = scored.point, error_rate(scored, sweep.units)
+        of = "" if name == "none" else f", control {name}: {rate:.2f} on validation data"
+        lines.append(f"Tested: λ {p.lam:g} in layers {', '.join(map(str, p.layers))}{of}")
+    dropped = sum(not scored.whole for scored in points)
+    if dropped:
+        lines.append(f"  {dropped} of {len(points)} merges fell behind early and were dropped")
+    if choose([untouched, *ours]).point.lam == 1:
         lines.append("  No merge was better than none on validation data.")
     logger.info("\n".join(lines))

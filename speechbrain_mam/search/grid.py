@@ -18,13 +18,17 @@ SWEEP_CONTROLS = (*CONTROLS, "match_norm")
 
 @dataclass(frozen=True)
 class Point:
-    """One merge to evaluate. λ = 1 is the untouched model, whatever else is chosen."""
+    """One merge to evaluate. λ = 1 is the untouched model, whatever else is chosen.
+
+    ``draw`` counts the random numbers of a control: each has a seed of its own.
+    """
 
     lam: float
     layers: tuple[int, ...]
     donor: str
     control: str = "none"
     subset: str = "all"
+    draw: int = 1
 
     @property
     def key(self) -> str:
@@ -37,10 +41,21 @@ class Point:
 
 @dataclass(frozen=True)
 class Scored:
-    """A point with its errors on every utterance, in the order of the sweep's ``ids``."""
+    """A point with its errors on every utterance, in the order of the sweep's ``ids``.
+
+    One that a race has dropped after so many ``parts`` of the set has the errors of those parts'
+    utterances only, and their reference ``units``.
+    """
 
     point: Point
     errors: tuple[int, ...]
+    parts: int | None = None
+    units: tuple[int, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has seen every utterance."""
+        return self.parts is None
 
 
 def parse_grid(lam_grid: float | str | Iterable[float]) -> list[float]:
@@ -69,6 +84,7 @@ def points_of(
     subsets: Mapping[str, Sequence[int]],
     donors: Sequence[str],
     control: str = "none",
+    draw: int = 1,
 ) -> list[Point]:
     """Every λ with every subset of layers and every donor.
 
@@ -79,7 +95,7 @@ def points_of(
     """
     one_of("controls", control, SWEEP_CONTROLS)
     return [
-        Point(lam, tuple(layers), donor, control, subset)
+        Point(lam, tuple(layers), donor, control, subset, draw)
         for donor in donors
         for subset, layers in subsets.items()
         for lam in grid
@@ -163,17 +179,29 @@ def _as_list(choice: Any) -> list[Any]:
 
 
 def error_rate(scored: Scored, units: Sequence[int]) -> float:
-    """Errors per hundred reference units."""
-    return 100 * sum(scored.errors) / max(1, sum(units))
+    """Errors per hundred reference units; of a point that was dropped, of those that it saw."""
+    return 100 * sum(scored.errors) / max(1, sum(units if scored.whole else scored.units))
+
+
+def suffix(control: str, draw: int) -> str:
+    """What a control's draw is called.
+
+    Example
+    -------
+    >>> suffix("random", 1), suffix("random", 10)
+    ('random', 'random 10')
+    """
+    return control if draw == 1 else f"{control} {draw}"
 
 
 def choose(results: Iterable[Scored]) -> Scored:
     """The point with the fewest errors; of equal ones the gentlest: larger λ, fewer layers.
 
-    Then the lower layers, so that the choice does not hang on the order of the points.
+    Then the lower layers, so that the choice does not hang on the order of the points. One that a
+    race has dropped is never chosen.
     """
     return min(
-        results,
+        (scored for scored in results if scored.whole),
         key=lambda s: (
             sum(s.errors),
             -s.point.lam,
@@ -191,6 +219,7 @@ def sweep_content(
     metric: str,
     untouched: Scored,
     points: Sequence[Scored],
+    parts: int = 1,
 ) -> dict[str, Any]:
     """What ``sweep.json`` holds, for the report and for programs.
 
@@ -207,9 +236,21 @@ def sweep_content(
     untouched : Scored
         The target as it is, λ = 1.
     points : sequence of Scored
-        Every merge, with the controls.
+        Every merge, with the controls. ``dropped`` has those that a race has dropped: after which
+        of its parts, and the error rate on the utterances until then.
+    parts : int
+        Of the race.
+
+    Returns
+    -------
+    dict
+        ``chosen`` is the donor's best merge, ``chosen_controls`` that of each control and draw.
     """
-    best = choose(s for s in points if s.point.control == "none")
+    lines: dict[str, list[Scored]] = {}
+    for scored in points:
+        lines.setdefault(suffix(scored.point.control, scored.point.draw), []).append(scored)
+    chosen = {name: choose(line) for name, line in lines.items()}
+    best = chosen.pop("none")
     return {
         "split": split,
         "ids": list(ids),
@@ -217,7 +258,20 @@ def sweep_content(
         "points": [
             {**asdict(s.point), metric: error_rate(s, units), "errors": list(s.errors)}
             for s in (untouched, *points)
+            if s.whole
+        ],
+        "dropped": [
+            {
+                **asdict(s.point),
+                metric: error_rate(s, units),
+                "after_part": s.parts,
+                "of_parts": parts,
+                "utterances": len(s.errors),
+            }
+            for s in points
+            if not s.whole
         ],
         "chosen": asdict(best.point),
+        "chosen_controls": {name: asdict(scored.point) for name, scored in chosen.items()},
         "untouched_was_better": choose([untouched, best]).point.lam == 1,
     }

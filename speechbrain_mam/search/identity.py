@@ -48,12 +48,26 @@ def settings_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for path, module in model.named_modules():
         plain = {
-            name: value
+            name: _in_order(value)
             for name, value in vars(module).items()
             if not name.startswith("_") and name not in NO_SETTINGS and _is_plain(value)
         }
         digest.update(repr((path, type(module).__name__, sorted(plain.items()))).encode())
     return digest.hexdigest()
+
+
+def _in_order(value: object) -> object:
+    """The value; of a record that holds sets, its fields with the sets sorted.
+
+    A set of texts is in another order in each process, and a sweep is taken up by another one.
+    """
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+    sets = {
+        name: sorted(v, key=repr) for name, v in fields.items() if isinstance(v, set | frozenset)
+    }
+    return fields | sets if sets else value
 
 
 def _is_plain(value: object) -> bool:

@@ -84,14 +84,15 @@ class PrefixCache:
         self._kept: dict[Any, list[Tensor] | Path] = {}
         self._latest: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
         self._outputs: dict[Any, dict[nn.Module, Any]] = {}
-        self._bytes = 0
+        self.size = 0
+        self.make_room = lambda size: self.size + size <= self.limit
         self._disk: tempfile.TemporaryDirectory | None = None
         self._current: Any = None
 
     @property
     def size_mb(self) -> float:
         """Memory that the kept inputs take."""
-        return self._bytes / 2**20
+        return self.size / 2**20
 
     def __enter__(self) -> PrefixCache:
         if self.folder is not None:
@@ -100,7 +101,7 @@ class PrefixCache:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._kept, self._latest, self._outputs, self._bytes = {}, {}, {}, 0
+        self._kept, self._latest, self._outputs, self.size = {}, {}, {}, 0
         if self._disk is not None:
             self._disk.cleanup()
 
@@ -163,10 +164,10 @@ class PrefixCache:
         tensors = [self._known(tensor) for tensor in tensors]
         new = [t for t in tensors if t is not self._latest.get((t.shape, t.dtype))]
         size = sum(tensor.numel() * tensor.element_size() for tensor in new)
-        if self._bytes + size <= self.limit:
+        if self.make_room(size):
             self._kept[key] = tensors
             self._latest |= {(t.shape, t.dtype): t for t in new}
-            self._bytes += size
+            self.size += size
         elif self._disk is not None:
             file = Path(self._disk.name) / f"{len(self._kept)}.safetensors"
             save_file({str(i): t.contiguous() for i, t in enumerate(tensors)}, file)

@@ -11,7 +11,7 @@ larger steps, where the loss bends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,7 @@ def probe(
     plan: MergePlan,
     donor: TensorSource,
     losses: Iterable[tuple[Tensor, int]],
+    kept: dict[str, Tensor] | None = None,
 ) -> Probe:
     """Rank layers, projections and heads by −∂L/∂λ at λ = 1.
 
@@ -115,6 +116,8 @@ def probe(
     losses : iterable of (Tensor, int)
         For each batch the mean loss over its utterances, and their number. It is consumed lazily,
         one backward pass each, so a generator that runs the model is what is wanted.
+    kept : dict, optional
+        Gets ∂L/∂W of the whole set by parameter, for :func:`ranking_of` other donors.
 
     Returns
     -------
@@ -167,12 +170,40 @@ def probe(
                 scores[place] += change
             values.append(scores)
             weights.append(size)
+            if kept is not None:
+                # once each: several projections may be parts of one parameter
+                for name in {entry.target for entry, _ in held}:
+                    if (part := gradient[parameters[name]]) is not None:
+                        kept[name] = kept.get(name, torch.zeros_like(part)) + size * part
     finally:
         for name, parameter in parameters.items():
             parameter.requires_grad_(before[name])
     if not values:
         raise MAMError("the probe got no batch to work on")
     return Probe(plan.layers, plan.projections, np.stack(values), np.array(weights, float))
+
+
+def ranking_of(
+    target: nn.Module, plan: MergePlan, donor: TensorSource, gradients: Mapping[str, Tensor]
+) -> list[int]:
+    """The layers as :meth:`Probe.ranking` has them, for another donor and without another pass.
+
+    Arguments
+    ---------
+    target, plan, donor
+        As for :func:`probe`.
+    gradients : mapping of str to Tensor
+        What a probe has ``kept``; its plan must have had these parameters.
+    """
+    parameters = dict(target.named_parameters())
+    scores = dict.fromkeys(plan.layers, 0.0)
+    for entry, theirs in donor_tensors(plan, donor, lambda n: parameters[n].detach()):
+        if entry.target in gradients:
+            ours = own_part(entry, parameters[entry.target].detach())
+            step = first_step(ours, theirs.to(ours), plan.method)
+            product = own_part(entry, gradients[entry.target]).double() * step.double()
+            scores[entry.layer] += product.sum().item()
+    return sorted(plan.layers, key=lambda layer: scores[layer])
 
 
 def _by_head(gradient: Tensor | None, change: Tensor, heads: int) -> np.ndarray:

@@ -2,16 +2,16 @@
 
 The model is loaded once, each point changes Q, K and V in place and is taken back bit for bit, and
 what lies below the first merged layer is computed once
-(:mod:`speechbrain_mam.search.prefix_cache`). The figures are those of each point evaluated from
-scratch, to the bit.
+(:mod:`speechbrain_mam.search.prefix_caches`). The figures are those of each point evaluated from
+scratch, to the bit. With a race (:mod:`speechbrain_mam.search.race`), points that are clearly worse
+than others see a part of the data only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,11 @@ from speechbrain_mam.mam import MAM
 from speechbrain_mam.options import parse_projections
 from speechbrain_mam.search.grid import Point, Scored
 from speechbrain_mam.search.identity import differences, settings_sha256, weights_sha256
-from speechbrain_mam.search.prefix_cache import PrefixCache
+from speechbrain_mam.search.prefix_caches import PrefixCaches
+from speechbrain_mam.search.race import Around as Around
+from speechbrain_mam.search.race import Part, Race, clearly_worse
+from speechbrain_mam.search.race import Score as Score
 from speechbrain_mam.text_files import read_json
-
-Around = Callable[[int], AbstractContextManager]
-"""What is put around the forward pass of batch *i*."""
-Score = Callable[[Around], Mapping[str, tuple[int, int]]]
-"""Evaluates the model as it is: errors and reference units by utterance (or clip)."""
 
 
 class Sweep:
@@ -55,10 +53,12 @@ class Sweep:
         What else the figures hang on, by what it is; see
         :func:`~speechbrain_mam.search.identity.circumstances`.
     cache_mb, cache_folder
-        See :class:`~speechbrain_mam.search.prefix_cache.PrefixCache`; ``cache_mb`` 0 without a
+        See :class:`~speechbrain_mam.search.prefix_caches.PrefixCaches`; ``cache_mb`` 0 without a
         folder computes everything anew at each point.
     progress : bool
         Whether to show a progress bar.
+    race : Race, optional
+        The set in parts, after each of which points may be dropped.
 
     Raises
     ------
@@ -76,9 +76,12 @@ class Sweep:
         cache_mb: float = 2000,
         cache_folder: Path | None = None,
         progress: bool = True,
+        race: Race | None = None,
     ):
-        self.mam, self.score, self.folder = mam, score, folder
-        self.cache_mb, self.cache_folder, self.progress = cache_mb, cache_folder, progress
+        self.mam, self.folder, self.progress = mam, folder, progress
+        self.order = race.order if race is not None else ()
+        self.parts = race.parts if race is not None else (Part(score, ()),)
+        self.caches = PrefixCaches(mam.target, cache_mb, cache_folder)
         self.title = "λ sweep"
         self.rank, self.ranks = _place()
         self.ids: list[str] = []
@@ -86,24 +89,62 @@ class Sweep:
         self._donors: dict[str, Donor] = {}
         self._hashes: dict[str, str] = {}
         self._own = {"control": mam.control, "donor_scale": mam.options["donor_scale"]}
+        self._seed = mam.control_seed
         mam.take_back()
         self._identify(data_id, circumstances or {})
 
-    def run(self, points: Iterable[Point]) -> list[Scored]:
-        """Evaluate what is not done yet, and give all points with their errors."""
+    def run(self, points: Iterable[Point], against: Iterable[Scored] = ()) -> list[Scored]:
+        """Evaluate what is not done yet, and give all points with their errors.
+
+        Arguments
+        ---------
+        points : iterable of Point
+            With a race, those that fall behind the best one are dropped.
+        against : iterable of Scored
+            Whole results that a point may fall behind, too.
+        """
         unique = list({point.key: point for point in points}.values())
-        mine = [p for p in unique[self.rank :: self.ranks] if not self._file(p).is_file()]
+        leaders = [scored for scored in against if scored.whole]
+        found: dict[str, Scored] = {}
+        standing = unique
+        for last in range(len(self.parts)):
+            self._evaluate(standing, last)
+            found |= {point.key: self._read(point, last) for point in standing}
+            if last < len(self.parts) - 1:
+                standing = self._not_dropped(standing, found, leaders, last)
+        return [found[point.key] for point in unique]
+
+    def _not_dropped(
+        self,
+        points: Sequence[Point],
+        found: Mapping[str, Scored],
+        leaders: Sequence[Scored],
+        last: int,
+    ) -> list[Point]:
+        """Those that are in the race after a part; each rank comes to the same."""
+        places = {name: i for i, name in enumerate(self.order)}
+        seen = [places[name] for part in self.parts[: last + 1] for name in part.ids]
+        worse = clearly_worse(
+            [found[point.key].errors for point in points],
+            [[scored.errors[i] for i in seen] for scored in leaders],
+        )
+        return [point for i, point in enumerate(points) if i not in worse]
+
+    def _evaluate(self, points: Sequence[Point], last: int) -> None:
+        """This rank's share of the points, on the parts up to the last that they have not seen."""
+        # Dealt out first: other ranks write while this one looks what is done.
+        mine = [p for p in points[self.rank :: self.ranks] if self._seen(p)[1] <= last]
         hidden = not self.progress or self.rank != 0 or not mine
-        options = {"desc": self.title, "disable": hidden, "dynamic_ncols": True, "leave": False}
-        with tqdm(total=len(mine), **options) as bar:
+        part = f", part {last + 1} of {len(self.parts)}" if len(self.parts) > 1 else ""
+        options = {"desc": self.title + part, "dynamic_ncols": True, "leave": False}
+        with tqdm(total=len(mine), disable=hidden, **options) as bar:
             for first, group in _by_first_layer(mine).items():
-                with self._cache(first, len(group)) as around:
-                    for point in group:
-                        self._evaluate(point, around)
-                        bar.update()
+                around = self.caches.around(first)
+                for point in group:
+                    self._evaluate_one(point, last, around)
+                    bar.update()
         if self.ranks > 1:
             torch.distributed.barrier()
-        return [self._read(point) for point in unique]
 
     def apply(self, point: Point) -> None:
         """Merge a point into the model, for good."""
@@ -113,6 +154,8 @@ class Sweep:
     def set_to(self, point: Point) -> None:
         """Make a point what the merge does, without merging. ``none`` is the merge's own control.
 
+        A second draw of a control has the next seed, and so on.
+
         Whatever point was the last one, and whether it was evaluated or read, leaves no trace.
         """
         kinds = {"none": {}, "match_norm": {"donor_scale": "match_norm"}}
@@ -120,29 +163,51 @@ class Sweep:
             lam=point.lam,
             layers=list(point.layers) or "all",
             donor=self.donor(point.donor),
+            control_seed=self._seed_of(point),
             **self._own | kinds.get(point.control, {"control": point.control}),
         )
 
-    def _evaluate(self, point: Point, around: Around) -> None:
+    def _evaluate_one(self, point: Point, last: int, around: Around) -> None:
+        """A point on the parts that it has not seen, added to its file."""
+        before, done = self._seen(point)
+        errors: dict[str, int] = dict(
+            zip(before.get("ids", ()), before.get("errors", ()), strict=True)
+        )
+        units: dict[str, int] = dict(
+            zip(before.get("ids", ()), before.get("units", ()), strict=True)
+        )
         if point.lam != 1:
             self.apply(point)
         try:
-            found = self.score(around)
+            for part in self.parts[done : last + 1]:
+                scores = part.score(around)
+                errors |= {name: score for name, (score, _) in scores.items()}
+                units |= {name: size for name, (_, size) in scores.items()}
         finally:
             self.mam.take_back()
+        whole = last == len(self.parts) - 1
+        ids = self.order if whole and self.order else tuple(errors)
         content = {
             "point": asdict(point),
-            "ids": list(found),
-            "errors": [errors for errors, _ in found.values()],
-            "units": [units for _, units in found.values()],
+            "whole": whole,
+            "ids": list(ids),
+            "errors": [errors[name] for name in ids],
+            "units": [units[name] for name in ids],
         }
         write_text_beside(self._file(point), json.dumps(content))
 
-    def _cache(self, first: int, points: int) -> AbstractContextManager[Around]:
-        """A cache of layer ``first``'s inputs pays from the second point on."""
-        if points < 2 or (not self.cache_mb and self.cache_folder is None):
-            return nullcontext(lambda _: nullcontext())
-        return _Cached(PrefixCache(self.mam.target, first, self.cache_mb, self.cache_folder))
+    def _seen(self, point: Point) -> tuple[dict[str, Any], int]:
+        """What a point's file holds, and of how many parts; of other parts it is nothing."""
+        file = self._file(point)
+        content = read_json(file) if file.is_file() else {}
+        if content.get("whole"):
+            return content, len(self.parts)
+        names: tuple[str, ...] = ()
+        for number, part in enumerate(self.parts, 1):
+            names += part.ids
+            if part.ids and tuple(content.get("ids", ())) == names:
+                return content, number
+        return {}, 0
 
     def donor(self, name: str) -> Donor:
         """A donor, opened once."""
@@ -160,24 +225,37 @@ class Sweep:
             self._hashes[name] = hashlib.sha256(repr(shape).encode()).hexdigest()
         return self._hashes[name]
 
+    def _seed_of(self, point: Point) -> int:
+        return self._seed + point.draw - 1
+
     def _file(self, point: Point) -> Path:
         """Where a point's figures lie: another merge has another file, whatever it is called."""
         parts = [point.key]
         if point.lam != 1:
             parts.append(self._donor_hash(point.donor))
             control = self._own["control"] if point.control == "none" else point.control
-            parts.append(f"{control} {self.mam.control_seed if control in DRAWN else ''}")
+            parts.append(f"{control} {self._seed_of(point) if control in DRAWN else ''}")
             if self.mam.rotate != "none":
-                parts.append(f"{self.mam.rotate} {self.mam.control_seed}")
+                parts.append(f"{self.mam.rotate} {self._seed_of(point)}")
         return self.folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.json"
 
-    def _read(self, point: Point) -> Scored:
-        content = read_json(self._file(point))
-        self.ids = self.ids or content["ids"]
-        self.units = self.units or content["units"]
-        if content["ids"] != self.ids:
-            raise MAMError(f"'{self._file(point)}' is of another set; remove '{self.folder}'")
-        return Scored(point, tuple(content["errors"]))
+    def _read(self, point: Point, last: int) -> Scored:
+        """A point's errors on the parts up to the last, whatever else it has seen."""
+        content = self._seen(point)[0]
+        whole = last == len(self.parts) - 1
+        ids: Sequence[str] = content["ids"]
+        if whole:
+            self.ids = self.ids or content["ids"]
+            self.units = self.units or content["units"]
+            if ids != self.ids:
+                raise MAMError(f"'{self._file(point)}' is of another set; remove '{self.folder}'")
+            return Scored(point, tuple(content["errors"]))
+        errors = dict(zip(ids, content["errors"], strict=True))
+        units = dict(zip(ids, content["units"], strict=True))
+        seen = [name for part in self.parts[: last + 1] for name in part.ids]
+        return Scored(
+            point, tuple(errors[n] for n in seen), last + 1, tuple(units[n] for n in seen)
+        )
 
     def _identify(self, data_id: str, circumstances: Mapping[str, str]) -> None:
         """The folder belongs to one model, one data set, one machine and one kind of merge."""
@@ -201,19 +279,6 @@ class Sweep:
             write_text_beside(file, json.dumps(identity, indent=2))
 
 
-class _Cached(AbstractContextManager[Around]):
-    """A prefix cache, as what stands around each batch."""
-
-    def __init__(self, cache: PrefixCache):
-        self.cache = cache
-
-    def __enter__(self) -> Around:
-        return self.cache.__enter__().batch
-
-    def __exit__(self, *error: Any) -> None:
-        self.cache.__exit__(*error)
-
-
 def _by_first_layer(points: Iterable[Point]) -> dict[int, list[Point]]:
     """Points that can share a cache: those whose first merged layer is the same."""
     groups: dict[int, list[Point]] = {}
@@ -227,23 +292,3 @@ def _place() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def greedy(sweep: Sweep, ranking: Sequence[int], lam: float, donor: str) -> list[Scored]:
-    """Add layers in the order of a ranking; keep each one that lowers the error.
-
-    Returns
-    -------
-    list of Scored
-        Every subset that was tried.
-    """
-    tried: list[Scored] = sweep.run([Point(1.0, (), donor)])
-    best = sum(tried[0].errors)
-    kept: tuple[int, ...] = ()
-    for layer in ranking:
-        subset = tuple(sorted((*kept, layer)))
-        (scored,) = sweep.run([Point(lam, subset, donor, subset="greedy")])
-        tried.append(scored)
-        if sum(scored.errors) < best:
-            best, kept = sum(scored.errors), subset
-    return tried[1:]

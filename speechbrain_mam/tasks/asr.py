@@ -65,6 +65,7 @@ class ASR(TwoOptimizersBrain):
         if stage != sb.Stage.TRAIN:
             check_outputs(log_probs, batch.id, lens)
             check_loss(loss, batch.id)
+            self.note_clusters(batch)
             self._say_of_long_labels(batch, lens * log_probs.shape[1])
             for name, word_errors in self.wer_metrics.items():
                 texts = self._texts(name, log_probs, lens)
@@ -175,6 +176,19 @@ class ASR(TwoOptimizersBrain):
                 "hyp": " ".join(score["hyp_tokens"]),
             }
             for score in self.wer_metrics[name].scores
+        }
+
+    def transcripts(self) -> dict[str, str]:
+        """References and hypotheses as NIST's sclite reads them: ``text (cluster-utterance)``."""
+        found = {"ref": "ref.trn", "hyp": "{test}.hyp.trn"}
+        scores = self.wer_metric.scores
+        ids = [f"({self.clusters.get(s['key'], s['key'])}-{s['key']})" for s in scores]
+        return {
+            name: "".join(
+                f"{' '.join([*score[f'{side}_tokens'], at])}\n"
+                for score, at in zip(scores, ids, strict=True)
+            )
+            for side, name in found.items()
         }
 
     def write_errors(self, stream: TextIO) -> None:

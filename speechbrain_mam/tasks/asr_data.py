@@ -19,7 +19,7 @@ from speechbrain_mam.lobes.pieces import Pieces
 from speechbrain_mam.options import in_brackets
 from speechbrain_mam.tasks.audio import load_audio, sort_by_duration
 from speechbrain_mam.tasks.corpus import normalize_text
-from speechbrain_mam.tasks.manifest import read_manifest
+from speechbrain_mam.tasks.manifest import cluster_keys, read_manifest
 from speechbrain_mam.tasks.recordings import check_audio
 
 logger = get_logger(__name__)
@@ -29,12 +29,12 @@ COLUMNS = ("ID", "duration", "wav", "wrd")
 
 
 def speech_dataset(manifest: Path, data_root: str, encoder: HubertCTC) -> DynamicItemDataset:
-    """The utterances of a manifest with ``id``, ``sig``, ``wrd`` and ``tokens``.
+    """The utterances of a manifest with ``id``, ``sig``, ``wrd``, ``tokens`` and any ``cluster``.
 
     Arguments
     ---------
     manifest : Path
-        SpeechBrain's CSV with the columns ``ID, duration, wav, wrd``.
+        SpeechBrain's CSV with the columns ``ID, duration, wav, wrd``; ``cluster`` is optional.
     data_root : str
         What ``$data_root`` in it stands for.
     encoder : HubertCTC
@@ -66,7 +66,7 @@ def speech_dataset(manifest: Path, data_root: str, encoder: HubertCTC) -> Dynami
     return DynamicItemDataset(
         rows,
         dynamic_items=[audio_pipeline, text_pipeline],
-        output_keys=["id", "sig", "wrd", "tokens"],
+        output_keys=["id", "sig", "wrd", "tokens", *cluster_keys(rows)],
     )
 
 

@@ -80,6 +80,7 @@ class AudioEvents(TaskBrain):
                 loss = share * loss + (1 - share) * other
             return loss.mean()
         check_outputs(predictions, batch.id)
+        self.note_clusters(batch)
         heard = [self.class_names[i] for i in predictions.argmax(-1).tolist()]
         names = [self.class_names[i] for i in labels.tolist()]
         self.stats.append(batch.id, heard, names)

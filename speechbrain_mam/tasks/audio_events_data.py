@@ -14,6 +14,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.beats import BEATsEncoder
 from speechbrain_mam.tasks.audio import load_audio, sort_by_duration
+from speechbrain_mam.tasks.manifest import cluster_keys
 from speechbrain_mam.text_files import read_table
 
 SPLITS = ("train", "valid", "test")
@@ -54,14 +55,15 @@ def check_classes(names: list[str], hparams: Mapping[str, Any]) -> None:
 
 
 def event_dataset(manifest: Path, data_root: str, encoder: BEATsEncoder) -> DynamicItemDataset:
-    """The clips of a manifest with ``id``, ``sig``, ``label`` and ``fold``.
+    """The clips of a manifest with ``id``, ``sig``, ``label``, ``fold`` and any ``cluster``.
 
     Waveforms are read and resampled once and kept: 320 kB for a clip of 5 s.
 
     Arguments
     ---------
     manifest : Path
-        SpeechBrain's CSV with the columns ``ID, duration, wav, fold, class_id, class_name``.
+        SpeechBrain's CSV with the columns ``ID, duration, wav, fold, class_id, class_name``;
+        ``cluster`` is optional.
     data_root : str
         What ``$data_root`` in it stands for.
     encoder : BEATsEncoder
@@ -82,12 +84,13 @@ def event_dataset(manifest: Path, data_root: str, encoder: BEATsEncoder) -> Dyna
     def class_pipeline(class_id):
         return int(class_id)
 
-    return DynamicItemDataset.from_csv(
+    clips = DynamicItemDataset.from_csv(
         csv_path=str(manifest),
         replacements={"data_root": data_root},
         dynamic_items=[audio_pipeline, class_pipeline],
-        output_keys=["id", "sig", "label", "fold"],
     )
+    clips.set_output_keys(["id", "sig", "label", "fold", *cluster_keys(clips.data)])
+    return clips
 
 
 def dataio_prepare(hparams: Mapping[str, Any]) -> dict[str, DynamicItemDataset]:

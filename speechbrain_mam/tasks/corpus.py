@@ -32,12 +32,16 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording with its words. ``wav`` is the path below the data folder."""
+    """One recording with its words. ``wav`` is the path below the data folder.
+
+    ``cluster`` is what its errors have in common with those of others: the speaker, the chapter.
+    """
 
     id: str
     wav: str
     text: str
     speaker: str
+    cluster: str | None = None
 
 
 def normalize_text(text: str, alphabet: Labels, where: str) -> str:
@@ -80,8 +84,9 @@ def write_manifests(
 ) -> None:
     """Check every utterance, then write ``{split}.csv`` in SpeechBrain's format.
 
-    The columns are ``ID, duration, wav, spk_id, wrd``; durations are in seconds and paths begin
-    with ``$data_root``. A finished preparation of the same corpus is not repeated.
+    The columns are ``ID, duration, wav, spk_id, wrd``, and ``cluster`` where all utterances of a
+    split have one; durations are in seconds and paths begin with ``$data_root``. A finished
+    preparation of the same corpus is not repeated.
 
     Arguments
     ---------
@@ -240,7 +245,8 @@ def warn_of_channels(recordings: int) -> None:
 def _checked(
     utterances: Iterable[Utterance], data_folder: Path, alphabet: CTCAlphabet
 ) -> list[dict[str, str]]:
-    rows, mixed_down = [], 0
+    rows, mixed_down, utterances = [], 0, list(utterances)
+    clustered = all(utterance.cluster is not None for utterance in utterances)
     for utterance in utterances:
         where = f"utterance {utterance.id}"
         words = normalize_text(utterance.text, alphabet, where)
@@ -254,6 +260,7 @@ def _checked(
                 "wav": f"$data_root/{fields['wav']}",
                 "spk_id": fields["speaker"],
                 "wrd": words,
+                **({"cluster": fields["cluster"]} if clustered else {}),
             }
         )
     warn_of_channels(mixed_down)

@@ -27,7 +27,8 @@ def read_manifest(
     manifest : Path
         The file.
     columns : sequence of str
-        What it must have, ``ID`` and ``duration`` (seconds) among them.
+        What it must have, ``ID`` and ``duration`` (seconds) among them. ``cluster``, the speaker or
+        recording that a row shares with others, may be there too, and then of each row.
     replacements : mapping of str to str
         What ``$name`` stands for in its fields.
 
@@ -76,8 +77,9 @@ def _item(row: dict[str, Any], where: str, replacements: Mapping[str, str]) -> d
     for name, value in row.items():
         # A dollar in a transcript is no variable
         item[name] = value if name == "wrd" else _VARIABLE.sub(replace, value)
-    if not item["ID"]:
-        raise MAMError(f"{where}: the ID is empty")
+    for name in ("ID", "cluster"):
+        if not item.get(name, "none"):
+            raise MAMError(f"{where}: the {name} is empty")
     try:
         item["duration"] = float(item["duration"])
     except ValueError:
@@ -87,3 +89,14 @@ def _item(row: dict[str, Any], where: str, replacements: Mapping[str, str]) -> d
             f"{where}: duration {row['duration']!r}, expected a number of seconds above 0"
         )
     return item
+
+
+def cluster_keys(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """``["cluster"]`` if the rows of a manifest have that column.
+
+    Example
+    -------
+    >>> cluster_keys({"p225_001": {"cluster": "p225"}}), cluster_keys({"a": {"wrd": "A"}})
+    (['cluster'], [])
+    """
+    return ["cluster"] if all("cluster" in row for row in rows.values()) else []

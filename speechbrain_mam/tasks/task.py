@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -39,6 +39,10 @@ class TaskBrain(MAMBrain, ABC):
     stats_file: ClassVar[str]
     """What the text file with a test's errors is called: ``{stats_file}_{test}.txt``."""
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.clusters: dict[str, str] = {}
+
     @abstractmethod
     def start_errors(self, details: bool) -> None:
         """Count errors from nothing; without ``details``, only what :meth:`error_counts` needs."""
@@ -58,6 +62,14 @@ class TaskBrain(MAMBrain, ABC):
     @abstractmethod
     def write_errors(self, stream: TextIO) -> None:
         """What ``{stats_file}_{test}.txt`` says."""
+
+    def note_clusters(self, batch: PaddedBatch) -> None:
+        """Remember which cluster each utterance or clip of a batch is of, if the data say so."""
+        self.clusters |= dict(zip(batch.id, getattr(batch, "cluster", ()), strict=False))
+
+    def transcripts(self) -> dict[str, str]:
+        """Further files of a test by name, with ``{test}`` to be replaced; most tasks have none."""
+        return {}
 
     def sweep_identity(self) -> dict[str, str]:
         """What decides an evaluation besides the merge's target and the data, by what it is."""
@@ -79,6 +91,7 @@ class TaskBrain(MAMBrain, ABC):
         if stage == sb.Stage.TRAIN:
             self.train_losses = TrainLosses()
         else:
+            self.clusters = {}
             self.start_errors(details=True)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
@@ -128,7 +141,12 @@ class TaskBrain(MAMBrain, ABC):
         file_name = name.replace(" ", "_")
         with (folder / f"{self.stats_file}_{file_name}.txt").open("w", encoding="utf-8") as stream:
             self.write_errors(stream)
-        content = {"stats": stats, "utterances": self.error_details()}
+        for template, text in self.transcripts().items():
+            write_text_beside(folder / template.format(test=file_name), text)
+        details = self.error_details()
+        for key, row in details.items():
+            row |= {"cluster": self.clusters[key]} if key in self.clusters else {}
+        content = {"stats": stats, "utterances": details}
         write_text_beside(folder / f"utterances_{file_name}.json", json.dumps(content, indent=1))
 
     def batches(self, dataset) -> list[PaddedBatch]:
@@ -163,6 +181,21 @@ class TaskBrain(MAMBrain, ABC):
         for batch in map(kept, batches):
             predictions = self.compute_forward(batch, sb.Stage.TEST)
             yield self.compute_objectives(predictions, batch, sb.Stage.TEST), len(batch)
+
+    def evaluate_batch(self, batch, stage):
+        """As of any Brain, within what :meth:`within_each_batch` puts around it."""
+        around = getattr(self, "_around", None)
+        with nullcontext() if around is None else around(tuple(batch.id)):
+            return super().evaluate_batch(batch, stage)
+
+    @contextmanager
+    def within_each_batch(self, around: Callable[[Any], AbstractContextManager]) -> Iterator[None]:
+        """Within the block every batch of a test stands in what its utterances' IDs give."""
+        self._around = around
+        try:
+            yield
+        finally:
+            del self._around
 
     def test(self, test_set, name: str, untouched: bool = False) -> dict[str, float]:
         """Evaluate under a name; ``untouched``: the model as it is, without MAM or a checkpoint.

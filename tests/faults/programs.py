@@ -27,6 +27,7 @@ from faults.harm import normalised
 HARM = str(Path(__file__).with_name("harm.py"))
 EVENTS = str(REPO / "recipes" / "ESC50" / "train.py")
 SEARCH = {"lam_grid": "[0.2, 0.8]", "layer_choices": "['last:1']", "controls": "[random]"}
+SEARCH["random_draws"] = "1"
 SCRIPT = "import speechbrain as sb\n\n\nclass ASR(sb.Brain):\n    pass\n"
 """Of a recipe without MAM."""
 SAME_KIND = re.compile(
@@ -223,6 +224,7 @@ PROGRAMS = {
             _verb("sweep", *_TWO, *_VALID, "--grid", "0.5,0.9", "--out", "{folder}/sweep"),
             ("learnable",),
         ),
+        Program("seeds", _seeds),
     )
 }
 

@@ -128,6 +128,7 @@ def test_a_disk_that_takes_no_more(name, how, models, tmp_path, record_property)
     summed(record_property, name, len(points), faults)
 
 
+@pytest.mark.slow
 def test_the_harm_is_done(tmp_path):
     """The instrument itself: it lists each kind of write, kills, halves, and refuses."""
     program = tmp_path / "program.py"

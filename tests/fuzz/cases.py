@@ -8,6 +8,7 @@ finding: another exception, several lines, more than :data:`LIMIT_S`, or code th
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -103,6 +104,7 @@ class Workshop:
 def _in_a_fork(run: Callable[[], tuple[str, str]]) -> tuple[str, str]:
     """What comes of it in a process of its own: a library may crash, or change what it keeps."""
     reader, writer = os.pipe()
+    gc.freeze()  # a fork's collections would copy all that was imported
     child = os.fork()
     if child == 0:
         try:

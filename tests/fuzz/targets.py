@@ -148,8 +148,8 @@ def _recipe(rng: random.Random) -> None:
     places += ["--donor_model", "donor"] if "mam" in name else []
     keys = ["lr", "lr_mam", "lam", "layers", "projections", "batch_size", "number_of_epochs",
             "precision", "seed", "sorting", "layer_map", "bias", "granularity", "lam_grid",
-            "layer_choices", "controls", "grad_accumulation_factor", "nothing",
-            "test_untouched", "output_folder", "speech_model", "new_alphabet",
+            "layer_choices", "controls", "random_draws", "race", "grad_accumulation_factor",
+            "nothing", "test_untouched", "output_folder", "speech_model", "new_alphabet",
             "max_batch_length_s"]  # fmt: skip
     odd = str(rng.choice(mutators.ODD_VALUES)).replace(mutators.DIGITS, "9" * 4400)
     options = [] if rng.random() < 0.4 else [f"--{rng.choice(keys)}", odd]
