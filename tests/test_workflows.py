@@ -55,7 +55,9 @@ def test_every_python_that_setup_allows():
     assert tested[0] == allowed and tested == [f"3.{minor}" for minor in range(10, 14)]
     runs = [step["run"] for step in of("tests: python")["steps"] if "run" in step]
     readme = (REPO / "README.md").read_text(encoding="utf-8")
-    assert f"```bash\n{' && '.join(runs)}\n```" in readme  # "Test it"
+    *test_it, thorough = runs
+    assert f"```bash\n{' && '.join(test_it)}\n```" in readme
+    assert thorough == "pytest -m thorough"  # what the README's command leaves out
 
 
 def test_the_oldest_and_the_newest_transformers():
