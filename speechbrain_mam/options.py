@@ -17,6 +17,7 @@ import yaml
 
 from speechbrain_mam.architectures.index import PROJECTIONS
 from speechbrain_mam.errors import MAMError, one_of
+from speechbrain_mam.text_files import check_aliases
 
 Lam = float | str | Sequence[float] | Mapping[str, float | str | Sequence[float]]
 LayerChoice = str | int | Sequence[int]
@@ -232,6 +233,7 @@ def in_brackets(key: str, value: Any) -> Any:
     """
     if not isinstance(value, str) or not value.strip().startswith(("[", "{")):
         return value
+    check_aliases(value, f"key '{key}'")
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError:

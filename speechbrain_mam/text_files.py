@@ -1,4 +1,4 @@
-"""Text, JSON and tables out of files that anybody may have written: what is wrong is one line.
+"""Text, JSON, YAML and tables that anybody may have written: what is wrong with them is one line.
 
 A file in another encoding, a number of 4,300 digits, brackets a thousand deep and a quote without
 an end each raise an exception of their own in Python, and none of them names the file.
@@ -12,7 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from speechbrain_mam.errors import MAMError
+
+MOST_VALUES = 100_000
+"""How many values a YAML's aliases may stand for: a hundred times what a recipe has."""
 
 
 def read_text(file: Path) -> str:
@@ -89,3 +94,53 @@ def read_table(file: Path) -> list[dict[str, str]]:
     except csv.Error as error:
         raise MAMError(f"'{file}' is not a CSV table: {error}") from error
     return rows
+
+
+def check_aliases(text: str, where: str) -> None:
+    r"""Refuse a YAML whose aliases stand for more than :data:`MOST_VALUES` values in all.
+
+    Lists of aliases of lists of aliases are a few hundred characters, and more values than memory
+    holds for whatever walks through them, as HyperPyYAML and a message that quotes them do. What is
+    no YAML is left to its reader.
+
+    Raises
+    ------
+    MAMError
+        If there are more.
+
+    Example
+    -------
+    >>> check_aliases("a: &a [1, 2]\nb: [*a, *a]", "'x.yaml'")
+    >>> lines = ["a: &a0 [1, 1, 1, 1]"]
+    >>> lines += [f"b{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}, *a{i - 1}]" for i in range(1, 9)]
+    >>> check_aliases("\n".join(lines), "'x.yaml'")
+    Traceback (most recent call last):
+    ...
+    speechbrain_mam.errors.MAMError: 'x.yaml': its aliases stand for 466039 values, expected at
+    most 100000
+    """
+    if text.count("*") < 10:  # too few to multiply
+        return
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = 0 if root is None else _values(root, {})
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return
+    if values > MOST_VALUES:
+        many = str(values) if values < 10**9 else "a thousand million or more"
+        raise MAMError(
+            f"{where}: its aliases stand for {many} values, expected at most {MOST_VALUES}"
+        )
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node is, each alias written out; ``known`` has those of nodes seen."""
+    if id(node) not in known:
+        known[id(node)] = 1  # also to an alias within the node itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        known[id(node)] += sum(
+            _values(one, known)
+            for part in parts
+            for one in (part if isinstance(part, tuple) else (part,))
+        )
+    return known[id(node)]

@@ -70,4 +70,4 @@ def test_what_is_named_thorough_is_there():
     for entry in thorough.TESTS:
         file, _, name = entry.partition("::")
         text = (REPO / file).read_text(encoding="utf-8")
-        assert f"\ndef {name.partition('[')[0]}" in text if name else "mark.slow" in text, entry
+        assert f"def {name.partition('[')[0]}" in text if name else "mark.slow" in text, entry

@@ -28,7 +28,7 @@ from speechbrain_mam.tasks.asr import ASR
 from speechbrain_mam.tasks.audio_events import AudioEvents
 from speechbrain_mam.tasks.audio_events_data import class_names
 from speechbrain_mam.tasks.task import TaskBrain
-from speechbrain_mam.text_files import read_json, read_text
+from speechbrain_mam.text_files import check_aliases, read_json, read_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +160,9 @@ def quiet() -> Iterator[None]:
 def _read_hparams(folder: Path) -> dict[str, Any]:
     """The YAML as the run recorded it; where the folder lies now is where its files are."""
     file, save = folder / "hyperparams.yaml", str(folder / "save")
-    found = data_only(read_text(file), file)
+    text = read_text(file)
+    check_aliases(text, f"'{file}'")
+    found = data_only(text, file)
     for key in ("encoder", "classifier", "modules", "mam"):
         if key in found.left_out:
             raise MAMError(

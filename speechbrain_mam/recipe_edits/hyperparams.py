@@ -14,7 +14,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.recipe_edits.lines import EditedFile, Unclear, insertion
-from speechbrain_mam.text_files import read_text
+from speechbrain_mam.text_files import check_aliases, read_text
 
 KEYS = ("mam", "mam_optimizer")
 BUILT = ("!new:", "!apply:")
@@ -65,6 +65,7 @@ def read_hyperparams(path: Path) -> Hyperparams:
         If there is none, or it is no YAML.
     """
     text = read_text(path).removeprefix("\ufeff")
+    check_aliases(text, f"'{path}'")
     try:
         root = YAML().compose(text)
     except (YAMLError, ValueError, RecursionError) as error:

@@ -31,7 +31,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.text_files import read_text
+from speechbrain_mam.text_files import check_aliases, read_text
 
 _INCLUDE = re.compile(r"^(?:--- +)?!include:(\S+)", flags=re.M)
 """At the start of a line: the tag of the whole file, not that of a key."""
@@ -88,7 +88,8 @@ def base_and_overrides(yaml: Path, overrides: str = "") -> tuple[Path, str | dic
     Raises
     ------
     MAMError
-        If a key is not in the file that stands alone: it would replace nothing.
+        If a key is not in the file that stands alone: it would replace nothing. Or if aliases stand
+        for too many values.
 
     Example
     -------
@@ -101,7 +102,11 @@ def base_and_overrides(yaml: Path, overrides: str = "") -> tuple[Path, str | dic
     >>> load_hyperpyyaml(base.open(), overrides)
     {'width': 1024, 'double': 2048, 'lr': 0.2}
     """
-    *above, base = files_of(yaml)
+    files = files_of(yaml)
+    for file in files:
+        check_aliases(read_text(file), f"'{file}'")
+    check_aliases(overrides, "the command line")
+    *above, base = files
     if not above:
         return base, overrides
     known = _keys_of(base)
