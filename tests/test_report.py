@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from made_up_runs import TestSet, stats, write_experiment, write_run, write_sweep
 
@@ -15,9 +16,12 @@ from speechbrain_mam import MAMError, cli
 from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.report import make_report, write_report
 from speechbrain_mam.report.document import Heading, Items, Table, Text
-from speechbrain_mam.report.figures import plot_sweep
+from speechbrain_mam.report.figures import CONTROL_STYLES, panels_of, plot_sweep
+from speechbrain_mam.results.counts import ErrorCounts
 from speechbrain_mam.results.runs import read_run, read_runs
+from speechbrain_mam.results.search_results import Point, Sweep
 from speechbrain_mam.results.systems import group
+from speechbrain_mam.search.grid import SWEEP_CONTROLS
 
 FAST = 499  # resamples
 
@@ -474,3 +478,28 @@ def test_runs_of_different_environments_are_told_apart(runs):
     (table,) = [b for b in report.blocks if isinstance(b, Table) and "what" in b.header]
     assert [list(row) for row in table.rows] == [["precision", "fp32, bf16"]]
     assert "Environments" in headings(report)
+
+
+def test_every_control_has_its_own_colour_and_marker():
+    """All of them may stand in one picture; two of a kind could not be told apart."""
+    assert set(CONTROL_STYLES) == set(SWEEP_CONTROLS) - {"none"}
+    colours, markers = zip(*CONTROL_STYLES.values(), strict=True)
+    assert len(set(colours)) == len(colours) and len(set(markers)) == len(markers)
+
+
+def test_a_panel_is_a_line_all_layers_or_the_chosen_ones():
+    def point(subset, lam, control="none", donor="bert"):
+        return Point(
+            donor, control, lam, subset, ErrorCounts(("u",), np.array([1]), np.array([10]))
+        )
+
+    own = [point("all", 0.9), point("greedy (1)", 0.9), point("greedy (2)", 0.9)]
+    own += [point("last:2", lam) for lam in (0.8, 0.9)]
+    controls = [point("greedy (1)", lam, "random") for lam in (0.8, 0.9)]
+    alone = [point(f"greedy ({i})", 0.9, "moments") for i in (4, 5)]
+    sweep = Sweep((*own, *controls, *alone), {"subset": "greedy (2)"}, "valid")
+    assert panels_of(sweep) == [
+        *(("bert", subset) for subset in ("all", "greedy (2)", "last:2", "greedy (1)")),
+        ("bert", "greedy (4)"),
+    ]
+    assert panels_of(Sweep((), {}, "valid")) == [(None, "all")]

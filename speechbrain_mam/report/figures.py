@@ -24,6 +24,11 @@ CONTROL_STYLES = {
     "permuted_rows": ("#8e5ea2", "D"),
     "no_donor": ("#b8860b", "v"),
     "match_norm": ("#46b1c9", "P"),
+    "moments": ("#d1495b", "o"),
+    "spectrum": ("#00798c", "<"),
+    "conjugate": ("#5f0f40", ">"),
+    "reversed_layers": ("#6a994e", "h"),
+    "mimetic": ("#3a0ca3", "*"),
 }
 """Colour and marker: told apart without colours too."""
 NO_GAIN = "#b8860b"
@@ -89,19 +94,7 @@ def plot_sweep(sweep: Sweep, title: str, metric: str = "WER") -> bytes:
     merged = [p for p in sweep.points if not p.untouched]
     untouched = next((p for p in sweep.points if p.untouched), None)
     donors = {p.donor for p in merged if p.control == NO_CONTROL}
-    panels = list(dict.fromkeys((p.donor, p.subset) for p in merged if p.control == NO_CONTROL))
-    if (
-        len(panels) > 1
-    ):  # one λ is no line; a greedy search leaves many such, and the table has them
-        size = {x: len({p.lam for p in merged if _belongs(p, donors, *x)}) for x in panels}
-        panels = [x for x in panels if size[x] > 1 or x[1] == sweep.chosen.get("subset")]
-    shown = {p.control for p in merged if any(_belongs(p, donors, *x) for x in panels)}
-    shown.add(NO_CONTROL)
-    for point in merged:  # a control that was swept in other subsets alone
-        if point.control not in shown and not any(_belongs(point, donors, *x) for x in panels):
-            panels.append((point.donor, point.subset))
-    if not panels:
-        panels = [(None, "all")]
+    panels = panels_of(sweep)
     columns = min(2, len(panels))
     height = -(-len(panels) // columns)
     figure, grid = new_figure(
@@ -117,7 +110,7 @@ def plot_sweep(sweep: Sweep, title: str, metric: str = "WER") -> bytes:
         for control in dict.fromkeys([NO_CONTROL, *CONTROL_STYLES, *(p.control for p in here)]):
             line = _plot_line(axes, [p for p in here if p.control == control], untouched, control)
             if line is not None:
-                labelled.setdefault("MAM" if control == NO_CONTROL else f"control {control}", line)
+                labelled.setdefault(_label(control, merged), line)
         chosen = sweep.chosen
         if chosen.get("subset") == subset and chosen.get("donor") in (donor, None):
             line = axes.axvline(float(chosen["lam"]), color=MERGE, lw=0.9, ls=":")
@@ -137,6 +130,28 @@ def plot_sweep(sweep: Sweep, title: str, metric: str = "WER") -> bytes:
         fontsize=8.5,
     )
     return to_png(figure)
+
+
+def panels_of(sweep: Sweep) -> list[tuple[str | None, str]]:
+    """Donor and subset of each panel: all layers, the chosen subset, and what else is a line.
+
+    One λ is no line. A greedy search leaves many such; the table has them.
+    """
+    merged = [p for p in sweep.points if not p.untouched]
+    own = [p for p in merged if p.control == NO_CONTROL]
+    donors = {p.donor for p in own}
+    panels = list(dict.fromkeys((p.donor, p.subset) for p in own))
+    if len(panels) > 1:
+        size = {x: len({p.lam for p in own if _belongs(p, donors, *x)}) for x in panels}
+        wanted = {"all", sweep.chosen.get("subset")}
+        panels = [x for x in panels if size[x] > 1 or x[1] in wanted]
+    shown = {p.control for p in merged if any(_belongs(p, donors, *x) for x in panels)}
+    shown.add(NO_CONTROL)
+    for point in merged:  # a control that was swept in other subsets alone
+        if point.control not in shown:
+            panels.append((point.donor, point.subset))
+            shown.add(point.control)
+    return panels or [(None, "all")]
 
 
 def _cut_far_points(grid: list[Axes], points: list[Point], untouched: Point | None) -> None:
@@ -160,6 +175,14 @@ def _cut_far_points(grid: list[Axes], points: list[Point], untouched: Point | No
 def _belongs(point: Point, donors: set[str | None], donor: str | None, subset: str) -> bool:
     """A control without a donor of its own stands beside every donor."""
     return point.subset == subset and (point.donor == donor or point.donor not in donors)
+
+
+def _label(control: str, points: list[Point]) -> str:
+    if control == NO_CONTROL:
+        return "MAM"
+    where = [(p.lam, p.subset, p.donor) for p in points if p.control == control]
+    drawn_often = len(set(where)) < len(where)
+    return f"control {control}" + (", mean of draws" if drawn_often else "")
 
 
 def _plot_line(axes: Axes, points: list[Point], untouched: Point | None, control: str) -> Any:
