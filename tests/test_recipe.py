@@ -66,6 +66,10 @@ def command(kind, parts, output, *extra, **options):
     return [str(yaml), *flat, *extra]
 
 
+VCTK = (str(REPO / "recipes" / "VCTK" / "train.py"),)
+SHOWN = ("lower", "higher", "equivalent")
+
+
 def run(arguments, ranks=0, script=(TRAIN,), check=True, fork=True, **environment):
     """A recipe's run in a fork, or with ``fork=False`` as a user starts it; `ranks` of DDP."""
     done = run_python(
@@ -395,3 +399,32 @@ def test_real_speech_goes_through_every_yaml(kind, real_data, tmp_path):
     assert {name.split(" control ")[0] for name in results} == {"untouched", kind}
     assert len(results) == (4 if kind == "mam_zeroshot" else 2)  # its control is drawn twice
     assert all(0 < metrics["WER"] <= 150 for metrics in results.values())
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_one_random_draw_and_four_speakers_give_no_verdict(real_data, tmp_path):
+    """Forty real clips: whoever is lucky there, by speaker or by draw, has shown nothing."""
+    yaml, out = str(REPO / "hparams" / "mam_zeroshot.yaml"), tmp_path / "out"
+    options = [yaml, "--data_folder", str(real_data / "digits_vctk"), "--output_folder", str(out)]
+    run([*options, "--search=False", "--debug", "--debug_batches=1"], script=VCTK)
+    speakers: dict[str, list[dict[str, str]]] = {}
+    for name in ("train", "valid", "test"):
+        with (out / "save" / f"{name}.csv").open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                speakers.setdefault(row["cluster"], []).append(row)
+    *heard, fifth, sixth = sorted(speakers)
+    cut = {"test": heard, "valid": [fifth], "train": [sixth]}
+    for name, chosen in cut.items():
+        rows = [row for speaker in chosen for row in speakers[speaker][:10]]
+        with (out / "save" / f"{name}.csv").open("w", newline="") as stream:
+            table = csv.DictWriter(stream, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+    search = ["--lam_grid=[0.8, 0.95]", "--layer_choices=[all]", "--controls=[random]"]
+    run([*options, "--skip_prep=True", "--random_draws=1", *search], script=VCTK)
+    report = (out / "report" / "report.md").read_text()
+    told = json.loads((out / "report" / "report.json").read_text())
+    assert "one draw: no verdict" in report and "[not bounded]" in report
+    assert {row["WER"]["n_clusters"] for row in told["comparisons"]} == {4}
+    assert not any(word in row["verdict"] for row in told["comparisons"] for word in SHOWN)

@@ -35,6 +35,7 @@ TESTS = (
     "tests/test_packaging.py::test_the_wheel",
     "tests/test_proof.py::test_the_recipe_learns",
     "tests/test_reads_weight.py::test_a_compiler",
+    "tests/test_recipe.py::test_one_random_draw",
     "tests/test_recipe.py::test_real_speech",
     "tests/test_recipe.py::test_two_ranks_equal",
     "tests/test_recipe_table.py::test_a_row_runs_and_leaves_its_files",
