@@ -299,6 +299,19 @@ def test_resuming_with_another_donor_is_an_error(parts, tmp_path):
     assert "belongs to another donor" in done.stdout
 
 
+def test_another_corpus_leaves_a_run_as_it_was(parts, tmp_path):
+    """``hyperparams.yaml`` too, which says what a finished run was made of."""
+    out = tmp_path / "out"
+    arguments = command("finetune", parts, out, "--debug", "--debug_batches=1")
+    run(arguments)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    other = save_corpus(tmp_path / "other", utterances=25)
+    arguments[arguments.index("--data_folder") + 1] = str(other)
+    done = run(arguments, check=False)
+    assert done.returncode == 2 and "was prepared with another data_folder" in done.stdout
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
 def wait_for(file):
     """The other process makes it; a minute is far more than it needs."""
     end = time.monotonic() + 60

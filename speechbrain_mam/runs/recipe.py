@@ -29,6 +29,7 @@ from speechbrain_mam.runs.yaml_files import load_yaml, parse_arguments
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
 from speechbrain_mam.runs.zeroshot import read_search, search_and_test
 from speechbrain_mam.tasks.asr_data import train_loader_options
+from speechbrain_mam.tasks.corpus import check_same_data
 from speechbrain_mam.tasks.task import TaskBrain
 
 logger = get_logger(__name__)
@@ -83,6 +84,8 @@ def load_recipe(
         check_units(hparams)
     if not hparams.get("download"):  # what is to be downloaded need not be there
         hparams["data_folder"] = str(_corpus_folder(str(hparams["data_folder"])))
+    if not hparams.get("skip_prep") and "save_folder" in hparams:  # for the same reason
+        check_same_data(Path(hparams["save_folder"]), Path(hparams["data_folder"]))
     if if_main_process():
         hold_folder(Path(hparams["output_folder"]))
     return hparams, run_opts, str(base), replaced

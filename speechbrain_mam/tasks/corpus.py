@@ -143,8 +143,25 @@ def is_prepared(save_folder: Path, identity: Mapping[str, Any]) -> bool:
     if found == identity:
         logger.info("the manifests in %s are up to date", save_folder)
         return True
-    changed = [key for key in identity if found.get(key) != identity[key]]
-    raise MAMError(
+    raise _another(save_folder, found, [key for key in identity if found.get(key) != identity[key]])
+
+
+def check_same_data(save_folder: Path, data_folder: Path) -> None:
+    """Refuse another corpus for a folder that has been prepared, before anything is written there.
+
+    Raises
+    ------
+    MAMError
+        If ``save_folder`` holds the manifests of another data folder.
+    """
+    done = save_folder / DONE
+    found = read_json(done) if done.is_file() else {}
+    if found.get("data_folder", str(data_folder.resolve())) != str(data_folder.resolve()):
+        raise _another(save_folder, found, ["data_folder"])
+
+
+def _another(save_folder: Path, found: Mapping[str, Any], changed: Sequence[str]) -> MAMError:
+    return MAMError(
         f"'{save_folder}' was prepared with another {', '.join(changed)} "
         f"({', '.join(str(found.get(key)) for key in changed)}): choose another --output_folder"
     )
