@@ -1,6 +1,7 @@
 """YAMLs that include another one as a whole: what they replace, and what is said of mistakes."""
 
 import re
+from io import StringIO
 
 import pytest
 from conftest import REPO
@@ -13,6 +14,11 @@ from speechbrain_mam.runs.seeds import label_of
 from speechbrain_mam.runs.yaml_files import base_and_overrides, content_sha256, files_of
 
 LARGE = sorted((REPO / "hparams" / "large").glob("*.yaml"))
+FRESH = {"mam_learnable": {"fresh", "fresh_seed"}, "mam_init": set()}
+OF_THE_METHOD = {
+    *("method", "output_folder", "results_folder", "save_folder", "train_log"),
+    *("fresh", "test_untouched", "brain", "modules"),
+}
 SMALL = (
     "method: mine\nname: !ref <folder>/run\nfolder: here\nlr: 0.1\nnested:\n    a: 1\n    b: 2\n"
 )
@@ -143,3 +149,30 @@ def test_files_that_are_not_there_or_include_one_another(tmp_path):
         files_of(one)
     with pytest.raises(MAMError, match=r"none\.yaml': no such file"):
         load_recipe([str(tmp_path / "none.yaml")])
+
+
+@pytest.mark.parametrize("name", ["", "esc50_"])
+def test_what_is_compared_has_every_key_of_its_baseline(name):
+    """A key that one of them lacks is a difference that nobody sees: a budget, a margin."""
+    baseline = set(keys_of(REPO / "hparams" / f"{name}finetune.yaml"))
+    for kind in ("mam_learnable", "mam_init"):
+        assert not baseline - set(keys_of(REPO / "hparams" / f"{name}{kind}.yaml")) - FRESH[kind]
+    for file in (REPO / "hparams").glob("*.yaml"):
+        assert keys_of(file)["equivalence_margin"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["", "esc50_"])
+def test_what_is_compared_is_trained_alike(name):
+    """The same budget, rate, batches and decoding, key by key."""
+    baseline = keys_of(REPO / "hparams" / f"{name}finetune.yaml")
+    for kind in ("mam_learnable", "mam_init"):
+        keys = keys_of(REPO / "hparams" / f"{name}{kind}.yaml")
+        differ = {k for k in set(keys) & set(baseline) if shown(keys[k]) != shown(baseline[k])}
+        assert differ <= OF_THE_METHOD, differ - OF_THE_METHOD
+
+
+def shown(value):
+    """A value with its tag; without comments, and without what draws it anew."""
+    stream = StringIO()
+    YAML().dump({"value": value}, stream)
+    return re.sub(r"\s*#.*|^\s*fresh.*|\s*$", "", stream.getvalue(), flags=re.M).strip()
