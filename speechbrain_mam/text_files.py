@@ -133,6 +133,23 @@ def check_aliases(text: str, where: str) -> None:
         )
 
 
+def read_yaml(file: Path) -> Any:
+    """What a YAML without tags of its own holds.
+
+    Raises
+    ------
+    MAMError
+        If there is no such file, it is none, or its aliases stand for too many values.
+    """
+    text = read_text(file)
+    check_aliases(text, f"'{file}'")
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise MAMError(f"'{file}' is no YAML: {reason[:300]}") from error
+
+
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values a node is, each alias written out; ``known`` has those of nodes seen."""
     if id(node) not in known:

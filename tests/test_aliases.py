@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from speechbrain_mam import MAMError, options
+from speechbrain_mam.export.card import _of_card
 from speechbrain_mam.export.data_only import data_only
 from speechbrain_mam.export.run import _read_hparams
 from speechbrain_mam.recipe_edits.hyperparams import read_hyperparams
 from speechbrain_mam.runs.yaml_files import load_yaml
-from speechbrain_mam.text_files import MOST_VALUES, check_aliases
+from speechbrain_mam.text_files import MOST_VALUES, check_aliases, read_yaml
 
 NAMES = "abcdefghij"
 BOMB = "[&a [x,x,x,x,x,x,x,x]" + "".join(
@@ -40,6 +41,7 @@ READERS = {
         written(f, "hyperparams.yaml", f"lr: {BOMB}\n").parent
     ),
     "a YAML to add to": lambda f: read_hyperparams(written(f, "a.yaml", f"lr: {BOMB}\n")),
+    "a checkpoint's λ": lambda f: read_yaml(written(f, "mam.ckpt", f"lambdas: {BOMB}\n")),
     "layers": lambda f: options.in_brackets("layers", BOMB),
     "lam": lambda f: options.in_brackets("lam", f"{{query: {BOMB}}}"),
 }
@@ -72,3 +74,12 @@ def test_the_limit_is_of_values():
     check_aliases(many, "a.yaml")
     with pytest.raises(MAMError, match=f"a.yaml: .* expected at most {MOST_VALUES}$"):
         check_aliases(many.replace("b: [", "b: [*a, *a, "), "a.yaml")
+
+
+@pytest.mark.parametrize("licence", [BOMB, "[" * 5000, "2001-99-99", "*nothing"])
+def test_a_card_that_cannot_be_read_names_no_licence(licence, tmp_path):
+    """Of a parent model, which may be anybody's: it is quoted in the card of what was merged."""
+    start = time.process_time()
+    assert _of_card(written(tmp_path, "README.md", f"---\nlicense: {licence}\n---\n")) == ""
+    assert time.process_time() - start < 5
+    assert _of_card(written(tmp_path, "README.md", "---\nlicense: mit\n---\n")) == "mit"

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.mam import MAM
+from speechbrain_mam.text_files import read_yaml
 
 logger = get_logger(__name__)
 
@@ -49,7 +49,7 @@ def guard(checkpointer: Checkpointer, mam: MAM) -> None:
         if not merge.learnable and not merge.is_start:
             return load(checkpoint)  # whatever loads into the target merges again
         file = checkpoint.paramfiles.get("mam")
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
+        content = read_yaml(Path(file)) if file else {}
         check_kind(content, merge, checkpoint.path)
         check_settings(content, merge, file)
         if merge.is_start:

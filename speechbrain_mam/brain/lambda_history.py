@@ -20,6 +20,7 @@ from speechbrain_mam.atomic import write_beside
 from speechbrain_mam.brain.checkpoints import check_settings, describe
 from speechbrain_mam.mam import MAM
 from speechbrain_mam.report.lambda_map import plot_lambdas
+from speechbrain_mam.text_files import read_yaml
 
 
 @register_checkpoint_hooks
@@ -61,7 +62,7 @@ class LambdaHistory:
 
     @mark_as_loader
     def _load(self, path: str, end_of_epoch: bool) -> None:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path))
         check_settings(content, self.mam, Path(path))
         self.rows = content["lambdas"]
 

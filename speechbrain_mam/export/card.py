@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from speechbrain_mam.ctc.units import PRETRAINED
+from speechbrain_mam.errors import MAMError
 from speechbrain_mam.export.run import FinishedRun
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 from speechbrain_mam.lobes.pieces import Pieces
@@ -21,7 +22,7 @@ from speechbrain_mam.results.counts import ErrorCounts, rate_interval
 from speechbrain_mam.results.decoding import BEAM, BEAM_LM, GREEDY, TITLES
 from speechbrain_mam.results.resampling import UNBOUNDED, Interval
 from speechbrain_mam.results.tasks import CLASSIFICATION, SPEECH
-from speechbrain_mam.text_files import read_json
+from speechbrain_mam.text_files import check_aliases, read_json
 from speechbrain_mam.version import __version__
 
 UNKNOWN = "unknown"
@@ -97,8 +98,9 @@ def _of_card(file: Path) -> str:
     if len(parts) < 3 or parts[0].strip():
         return ""
     try:
+        check_aliases(parts[1], f"'{file}'")
         told = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError, MAMError):
         return ""
     licence = told.get("license", "") if isinstance(told, dict) else ""
     return ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence or "")

@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--target", action="append", choices=list(TARGETS))
     parser.add_argument("--case", help="one case: a target, a colon, its seed")
+    parser.add_argument("--skip", type=int, default=0, help="cases that a former run has done")
     parser.add_argument("--minutes", type=float, help="stop after so many, the targets in turn")
     options = parser.parse_args()
     findings: list[Outcome] = []
@@ -44,7 +45,7 @@ def main() -> int:
             print(outcome)
             return outcome.kind == "finding"
         wanted, start = plan(options.cases, options.seed, options.target), time.monotonic()
-        for name, seed in sorted(wanted, key=lambda case: case[1]):
+        for name, seed in sorted(wanted, key=lambda case: case[1])[options.skip :]:
             if options.minutes and time.monotonic() - start > 60 * options.minutes:
                 break
             outcome = workshop.run(name, seed)
