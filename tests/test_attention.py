@@ -4,9 +4,10 @@ import pytest
 import torch
 from conftest import FAMILIES, build_speech_model
 
-from speechbrain_mam import MAMError, find_attention, index_attention
+from speechbrain_mam import MAM, MAMError, find_attention, index_attention
 from speechbrain_mam.architectures.index import PROJECTIONS
 from speechbrain_mam.architectures.registry import ARCHITECTURES, architecture
+from speechbrain_mam.brain.freezing import apply_merge
 from speechbrain_mam.lobes.hubert_ctc import HubertCTC
 
 
@@ -38,6 +39,20 @@ def test_nothing_supported_is_an_error_that_names_what_was_seen():
     model.config.model_type = model.base_model.config.model_type = "strange"
     with pytest.raises(MAMError, match="model types seen: strange"):
         find_attention(model)
+
+
+@pytest.mark.parametrize("target", [(), None, "encoder", {"encoder": 1}, 3.0])
+def test_a_target_that_is_no_module_is_an_error(target, bert_folder):
+    """A YAML's ``target: !tuple``, or a name where ``!ref <name>`` was meant."""
+    said = f"the target is a {type(target).__name__}, expected a torch.nn.Module"
+    for wrong in (
+        lambda: find_attention(target),
+        lambda: MAM(target, str(bert_folder)).apply(),
+        lambda: apply_merge(MAM(target, str(bert_folder))),
+        lambda: MAM(target, str(bert_folder), learnable=False, lam=0.9).apply(),
+    ):
+        with pytest.raises(MAMError, match=said):
+            wrong()
 
 
 def test_two_encoders_are_an_error():

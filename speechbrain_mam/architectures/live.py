@@ -25,8 +25,9 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
     Raises
     ------
     MAMError
-        If no part of ``target`` is a supported encoder (by its ``config.model_type`` or its
-        class), if two are, or if it is of a family that can only be a donor.
+        If ``target`` is no module, no part of it is a supported encoder (by its
+        ``config.model_type`` or its class), if two are, or if it is of a family that can only be a
+        donor.
 
     Example
     -------
@@ -39,6 +40,8 @@ def find_attention(target: torch.nn.Module) -> AttentionIndex:
     >>> index.architecture.name, index.num_layers, index.heads, index.prefix
     ('HuBERT', 2, 2, '0.')
     """
+    if not isinstance(target, torch.nn.Module):
+        raise MAMError(f"the target is a {type(target).__name__}, expected a torch.nn.Module")
     owners: list[tuple[str, Any, Architecture]] = []
     sources = {}
     types_seen = set()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from speechbrain_mam.errors import MAMError
@@ -20,6 +21,8 @@ def apply_merge(mam: MAM) -> None:
     try:
         mam.apply()
     except MAMError as error:
+        if not isinstance(mam.target, torch.nn.Module):
+            raise
         adapted = [
             f"'{name}' is inside a {type(module).__name__}"
             for name, module in mam.target.named_modules()
