@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from speechbrain_mam.errors import MAMError
@@ -21,7 +20,7 @@ def apply_merge(mam: MAM) -> None:
     try:
         mam.apply()
     except MAMError as error:
-        if not isinstance(mam.target, torch.nn.Module):
+        if not isinstance(mam.target, nn.Module):
             raise
         adapted = [
             f"'{name}' is inside a {type(module).__name__}"
