@@ -236,7 +236,7 @@ def in_brackets(key: str, value: Any) -> Any:
     check_aliases(value, f"key '{key}'")
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise MAMError(
             f"key '{key}': cannot read '{value}'; expected [a, b] or {{name: a}}"
         ) from None

@@ -83,3 +83,9 @@ def test_a_card_that_cannot_be_read_names_no_licence(licence, tmp_path):
     assert _of_card(written(tmp_path, "README.md", f"---\nlicense: {licence}\n---\n")) == ""
     assert time.process_time() - start < 5
     assert _of_card(written(tmp_path, "README.md", "---\nlicense: mit\n---\n")) == "mit"
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "[2001-99-99]", "[*nothing]", "{a"])
+def test_an_option_that_cannot_be_read_names_its_key(value):
+    with pytest.raises(MAMError, match="key 'layers': cannot read"):
+        options.in_brackets("layers", value)
