@@ -76,8 +76,10 @@ def pytest_collection_modifyitems(items):
         slow = item.get_closest_marker("slow") is not None
         if (whole_file and slow) or item.nodeid.startswith(SINGLE):
             item.add_marker("thorough")
+        if item.nodeid.startswith(thorough.NIGHTLY):
+            item.add_marker("nightly")
         if item.location[0] in thorough.SLOW or any(
-            item.get_closest_marker(name) for name in ("thorough", "faults", "recipes")
+            item.get_closest_marker(name) for name in ("thorough", "nightly", "faults", "recipes")
         ):
             item.add_marker("slow")  # `-m "not slow"` on the command line takes addopts' place
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

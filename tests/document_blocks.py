@@ -230,7 +230,8 @@ def setup_arguments() -> dict:
 
 WORDS = {
     *("check", "format", "--check", "-W", "--keep-going", "-m", "not slow", "faults", "-n", "0"),
-    *("-s", "-k", "learnable and kill", "docs/build", "slow or recipes", "recipes", "thorough"),
+    *("-s", "-k", "learnable and kill", "docs/build"),
+    *("slow or recipes", "recipes", "thorough", "nightly"),
 }
 """Of linters, pytest and Sphinx, that are no files."""
 

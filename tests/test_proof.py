@@ -1,8 +1,8 @@
 """Recipes of SpeechBrain's, unmodified but for MAM's lines: trained, resumed, evaluated twice.
 
 ``examples/README.md`` has the table of what is found, line by line as it comes out of these runs;
-``python examples/proof.py --write`` makes it. Four of the rows run with the other tests, and all of
-them with ``pytest -m "slow or recipes" tests/test_proof.py``: some six seconds each.
+``python examples/proof.py --write`` makes it. They run once a night, and with
+``pytest -m "slow or recipes" tests/test_proof.py``: some six seconds each.
 """
 
 import os

@@ -67,7 +67,7 @@ def test_files_named_in_documents_exist():
 def test_what_is_named_thorough_is_there():
     """A test that was renamed would run daily again, and nobody would know why it takes longer."""
     assert all((REPO / file).is_file() for file in thorough.SLOW)
-    for entry in thorough.TESTS:
+    for entry in thorough.TESTS + thorough.NIGHTLY:
         file, _, name = entry.partition("::")
         text = (REPO / file).read_text(encoding="utf-8")
         assert f"def {name.partition('[')[0]}" in text if name else "mark.slow" in text, entry

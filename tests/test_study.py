@@ -1,5 +1,6 @@
 """studies/transfer: arms differ in attention alone, nobody is heard twice, cells are kept."""
 
+import dataclasses
 import doctest
 import importlib.util
 import json
@@ -193,3 +194,81 @@ def test_the_page_has_the_tables_of_the_results(capsys):
     cells = study_tables.read_cells(FOLDER / "results")
     primary = [c for c in cells if c["arm"] == "minilm" and c["seed"] < study_tables.CHOOSING]
     assert len({cell["seed"] for cell in primary}) >= 20
+
+
+WHISPER = study_cell.Setting("digits_whisper", epochs=1, depth=2, d_ffn=1536)
+
+
+def whisper_tensor(name):
+    return Donor(study_cell.DONORS["whisper"]).folder.read(name).float()
+
+
+@pytest.mark.parametrize(
+    ("arm", "taken"),
+    [
+        ("whisper-all", "attn fc1 fc2 norm conv"),
+        ("whisper-blocks", "attn fc1 fc2 _layer_norm"),
+        ("whisper", "attn"),
+        ("whisper-qkv", "q_proj k_proj v_proj"),
+        ("whisper-qk", "q_proj k_proj"),
+        ("whisper-vo", "v_proj out_proj"),
+        ("whisper-all-moments", "attn fc1 fc2 norm conv"),
+        ("minilm-blocks", "attn. fc1 fc2"),
+        ("minilm-vo", "v_proj out_proj"),
+    ],
+)
+def test_a_rung_takes_over_what_it_says_and_no_more(arm, taken):
+    task = study_tasks.TASKS["digits_whisper"]
+    model = study_cell.build(task, WHISPER, seed=1)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    study_cell.start(model, arm, 1, WHISPER)
+    for name, parameter in model.named_parameters():
+        named = any(part in name for part in taken.split()) and not name.startswith("head")
+        if name.endswith("attn_layer_norm.weight") or name.endswith("attn_layer_norm.bias"):
+            named = "norm" in taken
+        assert torch.equal(parameter, before[name]) != named, name
+    if arm in ("whisper-all", "whisper-blocks"):
+        found = model.encoder.layers[1].fc2.weight  # of two layers, the other is the donor's last
+        assert torch.equal(found, whisper_tensor("encoder.layer_3.ffn.linear_1.weight"))
+
+
+def test_all_of_whisper_is_whisper(tmp_path):
+    """Every tensor, and the features: its encoder hears the same as transformers' own would."""
+    task = study_tasks.TASKS["digits_whisper"]
+    usual = study_cell.Setting("digits_whisper", depth=4, d_ffn=1536)
+    assert usual.name == "digits_whisper_1min"
+    model = study_cell.build(task, usual, seed=1)
+    study_cell.start(model, "whisper-all", 1, usual)
+    stored = Donor(study_cell.DONORS["whisper"]).folder
+    ours = {name: p for name, p in model.encoder.named_parameters() if "position" not in name}
+    stated = sum(math.prod(s) for n, s in stored.shapes.items() if n.startswith("encoder."))
+    key_biases = 4 * 384  # which softmax does not see, and transformers does not have
+    places = math.prod(stored.shapes["encoder.position_encodings.encodings"])
+    heads = sum(1 for n in stored.shapes if n.startswith("encoder.") and stored.shapes[n] == ())
+    assert sum(p.numel() for p in ours.values()) == stated - key_biases - places - heads
+    theirs = whisper_tensor("encoder.position_encodings.encodings")[:32]
+    assert torch.allclose(model.encoder.embed_positions.weight, theirs, atol=1e-3)
+    same = study_cell.build(task, dataclasses.replace(usual, rest="whisper"), seed=1)
+    assert not torch.equal(same.encoder.layers[0].fc1.weight, model.encoder.layers[1].fc1.weight)
+    study_cell.start(same, "whisper", 1, usual)
+    for name, parameter in same.named_parameters():
+        assert torch.equal(parameter, dict(model.named_parameters())[name]), name
+
+
+def test_whispers_frames_are_its_own(clips):
+    task = study_tasks.TASKS["digits_whisper"]
+    clip = clips[0]
+    frames = study_tasks.frames_of(clip, task)
+    assert frames.shape == (64, 80) and torch.isfinite(frames).all()
+    assert study_tasks.seconds_of(clip, task) == pytest.approx(0.3)
+    found = study_tasks.split(clips, task, 0, minutes=0.1)
+    assert found.train[0].shape[1:] == (64, 80) and found.minutes == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(found.train[0].amax(), torch.stack(list(found.train[0])).amax())
+
+
+def test_whole_blocks_fit_whispers_encoder_alone():
+    setting = TINY
+    model = study_cell.build(study_tasks.TASKS["digits"], setting, seed=1)
+    with pytest.raises(MAMError, match="--task digits_whisper"):
+        study_cell.start(model, "whisper-blocks", 1, setting)
+    assert "vit-blocks" not in study_cell.ARMS and "minilm-all" not in study_cell.ARMS

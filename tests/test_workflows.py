@@ -32,8 +32,8 @@ def of(name):
     return next(job for title, job in jobs() if title == name)
 
 
-def test_there_are_lint_tests_and_docs():
-    assert {name.partition(":")[0] for name, _ in jobs()} == {"lint", "tests", "docs"}
+def test_there_are_lint_tests_docs_and_nights():
+    assert {name.partition(":")[0] for name, _ in jobs()} == {"lint", "tests", "docs", "nightly"}
     for file in WORKFLOWS.glob("*.yml"):
         text = file.read_text(encoding="utf-8")
         assert "permissions:\n  contents: read\n" in text, file

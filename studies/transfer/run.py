@@ -8,6 +8,10 @@ Those come from PyTorch (``default``); from a donor: MiniLM (text), ViT-S (visio
 tiny.en (speech, the positive control); or from a donor of which something was destroyed:
 ``moments`` keeps each tensor's mean and standard deviation, ``rotated`` all but the basis.
 
+``--task digits_whisper`` has an encoder of Whisper's shape in its place. There ``whisper-all`` begins
+with the whole of that donor, ``-blocks`` with its layers, ``-qkv``, ``-qk``, ``-vo`` with less
+than the usual Q, K, V and O; with ``--rest whisper`` all but attention is Whisper's in every arm.
+
 > python studies/transfer/run.py --quick                               # embedded corpus, no data
 > python studies/transfer/run.py --quick --data digits                 # one comparison, < 5 min
 > python studies/transfer/run.py --data digits                         # the primary one, 20 seeds
@@ -55,10 +59,13 @@ def options_of(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="how many; default 20, with --quick 4")
     parser.add_argument("--minutes", type=float, help="of training clips; default by the task")
     parser.add_argument("--epochs", type=int, default=usual.epochs)
-    parser.add_argument("--depth", type=int, default=usual.depth, help="layers of the encoder")
-    parser.add_argument("--d-ffn", type=int, default=usual.d_ffn, help="of each layer")
+    parser.add_argument("--depth", type=int, help="layers of the encoder; default by the task")
+    parser.add_argument("--d-ffn", type=int, help="of each layer; default by the task")
     parser.add_argument("--layers", default=usual.layers, help="that begin with the donor")
     parser.add_argument("--projections", default=usual.projections, help="some of qkvo")
+    parser.add_argument(
+        "--rest", choices=("fresh", "whisper"), default=usual.rest, help="what is not attention"
+    )
     parser.add_argument("--lr", type=float, nargs="+", help="the grid; one rate is not chosen")
     parser.add_argument("--choosing-seeds", type=int, default=2, help="that choose the rate")
     parser.add_argument("--until", metavar="HH:MM", help="begin no further cell after it")
@@ -75,9 +82,12 @@ def main(argv: list[str] | None = None) -> int:
         return show(out, options.picture)
     torch.set_num_threads(options.threads)
     task = options.task or ("digits" if options.data is not None else "mini_esc50")
-    shape = {key: getattr(options, key) for key in ("minutes", "epochs", "depth", "d_ffn")}
-    shape["minutes"] = shape["minutes"] or TASKS[task].minutes
-    setting = Setting(task, layers=options.layers, projections=options.projections, **shape)
+    shape = {
+        key: getattr(options, key) or getattr(TASKS[task], key)
+        for key in ("minutes", "depth", "d_ffn")
+    }
+    told = {key: getattr(options, key) for key in ("epochs", "layers", "projections", "rest")}
+    setting = Setting(task, **told, **shape)
     clips = clips_of(task, options.data)
     arms = options.arm or (QUICK_ARMS if options.quick else PRIMARY_ARMS)
     grid = options.lr or (GRID[1:2] if options.quick else GRID)

