@@ -672,15 +672,18 @@ def test_sweep(
     told = capsys.readouterr()
     shown = told.out.splitlines()
     assert shown[0] == "3 utterances, 6 words" and not told.err
-    assert len(shown) >= 2 + 1 + 4 + 2 + 1 and sum(line.endswith(" *") for line in shown) == 1
+    marked = [line for line in shown if line.endswith(" *")]
+    assert len(shown) >= 2 + 1 + 4 + 4 + 1 and len(marked) == 2
+    assert ["control no_donor" in line for line in marked] == [False, True]
+    assert "* the best merge and each control's, of equal ones the gentlest" in shown
     content = json.loads((out / "sweep.json").read_text())
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
     tried = [(p["lam"], p["subset"], p["control"]) for p in content["points"]]
-    best = content["chosen"]["subset"]
+    # A control that had only the donor's layers would have had less of a chance
+    every = [(lam, subset) for subset in ("all", "last:1") for lam in (0.2, 0.9)]
     assert tried == [
         (1.0, "all", "none"),
-        *((lam, subset, "none") for subset in ("all", "last:1") for lam in (0.2, 0.9)),
-        *((lam, best, "no_donor") for lam in (0.2, 0.9)),
+        *((*point, control) for control in ("none", "no_donor") for point in every),
     ]
     # Each point is the merged folder's own score
     for point in content["points"][1:5]:

@@ -66,8 +66,9 @@ def add_verbs(verbs: Verbs) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="in DONOR's place, at the chosen layers: random, moments, spectrum, conjugate, "
-        "shuffled_layers, reversed_layers, permuted_rows, mimetic, match_norm, no_donor",
+        help="in DONOR's place, each with the same λ and layers to choose from: random, moments, "
+        "spectrum, conjugate, shuffled_layers, reversed_layers, permuted_rows, mimetic, "
+        "match_norm, no_donor",
     )
     add_speech(sweep)
     add_output(sweep, "a folder for sweep.json and sweep.png", required=False)

@@ -52,7 +52,7 @@ class SweepTable:
     @property
     def best(self) -> Scored:
         """The best merge, which may be worse than none."""
-        return choose(s for s in self.points if s.point.control == "none")
+        return self._best_of("none")
 
     @property
     def untouched_was_better(self) -> bool:
@@ -69,16 +69,21 @@ class SweepTable:
             f"{'λ':>6}  {'WER %':>6}  {'errors':>6}  layers",
             self._line(self.untouched, "untouched"),
         ]
+        best = [self._best_of(control) for control in {s.point.control for s in self.points}]
         for scored in self.points:
             point = scored.point
             what = f"{point.subset} ({', '.join(map(str, point.layers))})"
             if point.control != "none":
                 what += f", control {point.control}"
-            lines.append(self._line(scored, what, scored is self.best))
-        lines.append("* the best merge, of equal ones the gentlest")
+            lines.append(self._line(scored, what, any(scored is one for one in best)))
+        each = " and each control's" if len(best) > 1 else ""
+        lines.append(f"* the best merge{each}, of equal ones the gentlest")
         if self.untouched_was_better:
             lines.append("No merge was better than none.")
         return "\n".join(lines)
+
+    def _best_of(self, control: str) -> Scored:
+        return choose(s for s in self.points if s.point.control == control)
 
     def _line(self, scored: Scored, what: str, best: bool = False) -> str:
         rate = error_rate(scored, self.words)
@@ -109,7 +114,7 @@ def sweep_manifest(
     layers : sequence of str
         Choices of layers: ``all``, ``first:k``, ``last:k``, ranges.
     controls : sequence of str
-        Controls in the donor's place, over the grid at the best choice of layers.
+        Controls in the donor's place, each over the whole grid in every choice of layers.
     target, donor, manifest, data_folder, batch_size, device, precision, progress
         As for :func:`speechbrain_mam.runs.probe_manifest.probe_manifest`.
     **options
@@ -135,10 +140,10 @@ def sweep_manifest(
 
         sweep = Sweep(mam, score, Path(scratch), progress=progress)
         untouched, *points = sweep.run([Point(1.0, (), donor), *points_of(lams, subsets, [donor])])
-        best = choose(points).point
         for control in controls:
             sweep.title = f"control {control}"
-            points += sweep.run(points_of(lams, {best.subset: best.layers}, [donor], control))
+            # The same points to choose from: each has λ and layers of its own
+            points += sweep.run(points_of(lams, subsets, [donor], control))
         return SweepTable(tuple(sweep.ids), tuple(sweep.units), untouched, tuple(points))
 
 
