@@ -155,8 +155,13 @@ def test_it_is_resumed_in_the_middle(parts, tmp_path):
     run(command("mam_init", parts, cut, number_of_epochs="2"))
     texts = [(folder / "utterances_mam_init.json").read_text() for folder in (whole, cut)]
     assert texts[0] == texts[1]
-    done = run(command("mam_init", parts, cut, rotate="random"), check=False)
-    assert done.returncode == 2 and "belongs to another donor" in done.stdout
+    before = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
+    for key, other in (("rotate", "random"), ("fresh", "encoder"), ("seed", "3")):
+        done = run(command("mam_init", parts, cut, **{key: other}), check=False)
+        assert done.returncode == 2 and f"key '{key}': the training in" in done.stdout
+    done = run(command("finetune", parts, cut), check=False)  # its baseline, in the same folder
+    assert done.returncode == 2 and "key 'method': the training in" in done.stdout
+    assert {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()} == before
 
 
 def test_the_recipes_table_has_both():

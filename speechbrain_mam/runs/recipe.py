@@ -23,7 +23,7 @@ from speechbrain_mam.embedded.corpora import mini_corpus
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report import write_report
 from speechbrain_mam.results.decoding import GREEDY
-from speechbrain_mam.runs.environment import write_environment
+from speechbrain_mam.runs.environment import check_same_training, write_environment
 from speechbrain_mam.runs.option_checks import check_ranges
 from speechbrain_mam.runs.yaml_files import load_yaml, parse_arguments
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
@@ -87,6 +87,7 @@ def load_recipe(
     if not hparams.get("skip_prep") and "save_folder" in hparams:  # for the same reason
         check_same_data(Path(hparams["save_folder"]), Path(hparams["data_folder"]))
     if if_main_process():
+        check_same_training(hparams)
         hold_folder(Path(hparams["output_folder"]))
     return hparams, run_opts, str(base), replaced
 

@@ -109,10 +109,10 @@ def base_and_overrides(yaml: Path, overrides: str = "") -> tuple[Path, str | dic
     *above, base = files
     if not above:
         return base, overrides
-    known = _keys_of(base)
+    known = keys_of(base)
     replaced: dict[str, Any] = {}
     for file in reversed(above):
-        keys = _keys_of(file)
+        keys = keys_of(file)
         for key in keys:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
@@ -190,10 +190,12 @@ def _replace(replaced: dict[str, Any], keys: dict[str, Any], where: str) -> None
         raise MAMError(f"{where}: {error}") from error
 
 
-def _keys_of(file: Path) -> dict[str, Any]:
+def keys_of(file: Path) -> dict[str, Any]:
     """The YAML's keys; HyperPyYAML's tags stay as they are."""
+    text = read_text(file)
+    check_aliases(text, f"'{file}'")
     # Without its own tag: ruamel.yaml takes a tagged mapping less strictly
-    stream = StringIO(_INCLUDE.sub("#", read_text(file)))
+    stream = StringIO(_INCLUDE.sub("#", text))
     stream.name = str(file)  # type: ignore[attr-defined] # for ruamel.yaml's errors
     keys = YAML().load(stream) or {}
     if not isinstance(keys, dict):
