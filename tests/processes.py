@@ -24,6 +24,11 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
 READ_AT_START = ("PYTHON", "OMP_", "MKL_", "KMP_", "HF_", "TRANSFORMERS_", "TORCH", "LD_", "MPL")
+SET_BY_TORCH = (
+    *("TORCHINDUCTOR_CACHE_DIR", "TORCH_WARM_POOL", "KMP_DUPLICATE_LIB_OK"),
+    *("TORCHCOMM_RANK", "TORCHCOMM_SIZE", "TORCHELASTIC_SIGNALS_TO_HANDLE"),
+)
+"""In the process that has compiled or joined a group: nobody's wish for the next one."""
 forks_allowed = hasattr(os, "fork")
 _server: Server | None = None
 
@@ -32,7 +37,8 @@ class Server:
     """The warm process of ``forkserver.py``, which starts a program a fork."""
 
     def __init__(self) -> None:
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        inherited = {key: value for key, value in os.environ.items() if key not in SET_BY_TORCH}
+        self.environment = {**inherited, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("forkserver.py"))],
             stdin=subprocess.PIPE,
@@ -118,7 +124,8 @@ def run_python(
     (3, 'hello\\n')
     """
     words = [str(argument) for argument in arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+    inherited = {key: value for key, value in os.environ.items() if key not in SET_BY_TORCH}
+    environment = {**inherited, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
     if not (fork and forks_allowed and _warm().can_run(environment)):
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
         return subprocess.run(

@@ -70,6 +70,13 @@ def test_a_program_has_its_time(fork, tmp_path):
     assert time.monotonic() - start < 30 and "begun" in str(error.value.stdout)
 
 
+def test_what_torch_leaves_behind_is_no_reason_to_start_anew(monkeypatch):
+    """Compiling sets a variable; every later run of a recipe would take a process of its own."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "somewhere")
+    code = "import os, sys; print('torch' in sys.modules, 'TORCHINDUCTOR_CACHE_DIR' in os.environ)"
+    assert run_python("-c", code).stdout.split() == ["True", "False"]
+
+
 def test_what_is_read_at_the_start_makes_a_process_of_its_own():
     code = "import sys; print(ascii(sys.stdout.encoding), 'torch' in sys.modules)"
     assert run_python("-c", code).stdout.split()[1] == "True"

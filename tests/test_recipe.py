@@ -291,12 +291,15 @@ def test_resumed_in_the_middle_of_an_epoch(parts, tmp_path):
 
 @pytest.mark.slow
 def test_resuming_with_another_donor_is_an_error(parts, tmp_path):
-    arguments = command("mam_learnable", parts, tmp_path / "out", number_of_epochs="1")
+    out = tmp_path / "out"
+    arguments = command("mam_learnable", parts, out, number_of_epochs="1")
     run(arguments)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     arguments[arguments.index("--donor_model") + 1] = str(save_bert(tmp_path / "other", seed=5))
     done = run(arguments, check=False)
     assert done.returncode == 2
-    assert "belongs to another donor" in done.stdout
+    assert "began with another donor" in done.stdout and str(tmp_path / "other") in done.stdout
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
 def test_another_corpus_leaves_a_run_as_it_was(parts, tmp_path):

@@ -158,9 +158,14 @@ def check_same_training(hparams: Mapping[str, Any]) -> None:
         if noted.get(f"{role}_sha256") not in (None, now := digest()):
             raise MAMError(
                 f"the training in '{folder}' began with another {role} (sha256 "
-                f"{noted[f'{role}_sha256'][:12]}…, now {now[:12]}…). Use that one, or another "
-                "--output_folder"
+                f"{noted[f'{role}_sha256'][:12]}…) than '{_named(role, hparams)}' ({now[:12]}…). "
+                "Use that one, or another --output_folder"
             )
+
+
+def _named(role: str, hparams: Mapping[str, Any]) -> str:
+    keys = ("donor_model",) if role == "donor" else ("speech_model", "beats_checkpoint")
+    return str(next((hparams[key] for key in keys if key in hparams), role))
 
 
 def _former_keys(file: Path) -> Mapping[str, Any]:
