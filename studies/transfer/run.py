@@ -15,7 +15,8 @@ arm.
 
 > python studies/transfer/run.py --quick                               # embedded corpus, no data
 > python studies/transfer/run.py --quick --data digits                 # one comparison, < 5 min
-> python studies/transfer/run.py --data digits                         # the primary one, 20 seeds
+> python studies/transfer/run.py --data digits                         # a small encoder, 20 seeds
+> python studies/transfer/run.py --data digits --task digits_whisper --rest whisper   # Whisper's
 > python studies/transfer/run.py --table                               # what the results say
 > python studies/transfer/run.py --picture docs/transfer.png
 
