@@ -30,8 +30,7 @@ def cases():
         share = SETTINGS if target.row in WHOLE else SETTINGS[number % step :: step]
         for at, setting in enumerate(share):
             quick = target.row in WHOLE and at == 0
-            later = (pytest.mark.slow, pytest.mark.thorough, pytest.mark.nightly)
-            marks = () if quick else later[min(at, 2)]
+            marks = () if quick else pytest.mark.nightly if at else pytest.mark.slow
             yield pytest.param(target, setting, id=f"{target.name}: {setting}", marks=marks)
 
 

