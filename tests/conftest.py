@@ -74,10 +74,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         whole_file = item.location[0] in thorough.TESTS
         slow = item.get_closest_marker("slow") is not None
-        if (whole_file and slow) or item.nodeid.startswith(SINGLE):
-            item.add_marker("thorough")
         if item.nodeid.startswith(thorough.NIGHTLY):
             item.add_marker("nightly")
+        elif (whole_file and slow) or item.nodeid.startswith(SINGLE):
+            item.add_marker("thorough")
         if item.location[0] in thorough.SLOW or any(
             item.get_closest_marker(name) for name in ("thorough", "nightly", "faults", "recipes")
         ):
