@@ -18,7 +18,9 @@ from scipy import stats
 FOLDER = REPO / "studies" / "transfer"
 sys.path.insert(0, str(FOLDER))
 
+import study_basis  # noqa: E402
 import study_cell  # noqa: E402
+import study_pictures  # noqa: E402
 import study_tables  # noqa: E402
 import study_tasks  # noqa: E402
 
@@ -166,6 +168,27 @@ def test_differences_are_paired_by_seed():
     assert printed.count("primary") == 1
 
 
+def test_arms_with_a_lambda_are_compared_at_the_same_one(tmp_path):
+    draw = np.random.default_rng(2)
+    arms = ["default", "minilm-basis@0.5", "minilm-basis-moments@0.5"]
+    arms += [f"minilm{twin}@{lam}" for twin in ("", "-moments") for lam in ("0.5", "0.8")]
+    cells = [made_up(arm, s, loss) for arm in arms for s, loss in enumerate(draw.normal(size=4))]
+    found = study_tables.differences(study_tables.compared(cells))
+    pairs = [(one.arm, one.against) for one in found]
+    assert pairs[0] == ("minilm@0.8", "minilm-moments@0.8")
+    assert {(a, b) for a, b in pairs if b != "default"} == {
+        ("minilm@0.8", "minilm-moments@0.8"),
+        ("minilm@0.5", "minilm-moments@0.5"),
+        ("minilm-basis@0.5", "minilm-basis-moments@0.5"),
+        ("minilm@0.5", "minilm-basis@0.5"),
+    }
+    assert len(pairs) == len(set(pairs)) == 10
+    [primary] = [row for row in study_tables.tables(cells).splitlines() if "primary" in row]
+    assert primary.startswith("| minilm@0.8 | minilm-moments@0.8 | 4 |")
+    study_pictures.lam_picture({"trained": cells}, tmp_path / "lam.png")
+    assert 5000 < (tmp_path / "lam.png").stat().st_size < 200_000
+
+
 def test_holm_and_the_smallest_effect_that_is_seen():
     assert study_tables.holm([0.01, 0.02, 0.2]) == pytest.approx([0.03, 0.04, 0.2])
     draw = np.random.default_rng(1)
@@ -175,9 +198,10 @@ def test_holm_and_the_smallest_effect_that_is_seen():
     assert 0.75 < np.mean(found) < 0.85
 
 
-def test_the_examples_in_the_docstrings():
-    failed, attempted = doctest.testmod(study_tables)
-    assert failed == 0 and attempted >= 4
+@pytest.mark.parametrize(("module", "examples"), [(study_tables, 5), (study_basis, 6)])
+def test_the_examples_in_the_docstrings(module, examples):
+    failed, attempted = doctest.testmod(module)
+    assert failed == 0 and attempted >= examples
 
 
 def test_steps_to_a_loss():
@@ -279,3 +303,57 @@ def test_whole_blocks_fit_whispers_encoder_alone():
     with pytest.raises(MAMError, match="--task digits_whisper"):
         study_cell.start(model, "whisper-blocks", 1, setting)
     assert "vit-blocks" not in study_cell.ARMS and "minilm-all" not in study_cell.ARMS
+
+
+TRAINED = dataclasses.replace(WHISPER, rest="trained", projections="qkv")
+
+
+@pytest.mark.parametrize(
+    ("arm", "setting", "says"),
+    [
+        ("minilm", TRAINED, "a donor has its λ"),
+        ("default@0.5", TRAINED, "a donor has its λ"),
+        ("whisper-qk@0.5", TRAINED, "a donor has its λ"),
+        ("minilm@0.5", WHISPER, "a donor has its λ"),
+        ("minilm@", TRAINED, "λ is a number from 0 to 1"),
+        ("minilm@1.5", TRAINED, "λ is a number from 0 to 1"),
+        ("minilm@nan", TRAINED, "λ is a number from 0 to 1"),
+        ("minilm@0.50", TRAINED, "λ is a number from 0 to 1"),
+        ("bert@0.5", TRAINED, "there are default, "),
+    ],
+)
+def test_an_arm_that_is_none_is_told(arm, setting, says):
+    with pytest.raises(MAMError, match=f"--arm '{arm}': .*{says}"):
+        study_cell.arm_of(arm, setting)
+
+
+@needs_whisper
+def test_in_a_trained_target_q_k_and_v_are_mixed_and_nothing_else():
+    task = study_tasks.TASKS["digits_whisper"]
+    own = dict(study_cell.build(task, TRAINED, seed=1).named_parameters())
+    stored = whisper_tensor("encoder.layer_0.self_attention.linear_1.weight")
+    assert torch.equal(own["encoder.layers.0.self_attn.out_proj.weight"], stored)
+    model = study_cell.build(task, TRAINED, seed=1)
+    study_cell.start(model, "minilm@0.75", 1, TRAINED)
+    theirs = Donor(study_cell.DONORS["minilm"]).tensor((0, "query", "weight"))
+    for name, parameter in model.named_parameters():
+        mixed = any(part in name for part in ("q_proj", "k_proj", "v_proj"))
+        assert torch.equal(parameter, own[name]) != mixed, name
+    query = "encoder.layers.0.self_attn.q_proj.weight"
+    found = dict(model.named_parameters())[query]
+    assert torch.allclose(found, 0.75 * own[query] + 0.25 * theirs, atol=1e-6)
+
+
+@needs_whisper
+def test_a_turned_basis_is_found_again():
+    """Whisper, turned at random: to mix it in where it was found changes nothing."""
+    task, setting = study_tasks.TASKS["digits_whisper"], dataclasses.replace(TRAINED, depth=4)
+    own = dict(study_cell.build(task, setting, seed=1).named_parameters())
+    distance = {}
+    for arm in ("whisper-rotated@0.5", "whisper-rotated-basis@0.5", "hubert-basis@0.5", "hubert@0"):
+        model = study_cell.build(task, setting, seed=1)
+        study_cell.start(model, arm, 1, setting)
+        parts = [(p - own[name]).square().sum() for name, p in model.named_parameters()]
+        distance[arm] = torch.stack(parts).sum().sqrt().item()
+    assert distance["whisper-rotated-basis@0.5"] < 1e-3 < 10 < distance["whisper-rotated@0.5"]
+    assert distance["hubert-basis@0.5"] < distance["hubert@0"] / 2  # it moves half of the way

@@ -11,14 +11,15 @@ tiny.en (speech, the positive control); or from a donor of which something was d
 ``--task digits_whisper`` has an encoder of Whisper's shape in its place. There ``whisper-all``
 begins with the whole of that donor, ``-blocks`` with its layers, ``-qkv``, ``-qk``, ``-vo`` with
 less than the usual Q, K, V and O; with ``--rest whisper`` all but attention is Whisper's in every
-arm.
+arm. With ``--rest trained`` its attention is Whisper's as well, of which ``minilm@0.9`` keeps
+λ = 0.9 and takes 1 − λ from MiniLM.
 
 > python studies/transfer/run.py --quick                               # embedded corpus, no data
 > python studies/transfer/run.py --quick --data digits                 # one comparison, < 5 min
 > python studies/transfer/run.py --data digits                         # a small encoder, 20 seeds
 > python studies/transfer/run.py --data digits --task digits_whisper --rest whisper   # Whisper's
 > python studies/transfer/run.py --table                               # what the results say
-> python studies/transfer/run.py --picture docs/transfer.png
+> python studies/transfer/run.py --picture docs/transfer.png          # and docs/transfer_lam.png
 
 The outcome of a cell (an arm, a seed) is its mean validation loss over the epochs. Every arm has
 the same grid of learning rates, and the one that is best over seeds of its own (1000 on). A cell is
@@ -35,7 +36,8 @@ from pathlib import Path
 
 import torch
 from study_cell import ARMS, Setting, cell_file, run_cell
-from study_tables import CHOOSING, chosen_rate, picture, read_cells, tables
+from study_pictures import lam_picture, picture
+from study_tables import CHOOSING, chosen_rate, read_cells, tables
 from study_tasks import TASKS, clips_of
 
 from speechbrain_mam.errors import one_line_errors
@@ -54,7 +56,7 @@ def options_of(argv: list[str] | None) -> argparse.Namespace:
     usual = Setting("digits")
     parser.add_argument("--quick", action="store_true", help="3 arms, 4 seeds, one learning rate")
     parser.add_argument("--table", action="store_true", help="print the tables of --out")
-    parser.add_argument("--picture", metavar="PNG", type=Path, help="draw the differences of --out")
+    parser.add_argument("--picture", metavar="PNG", type=Path, help="draw what --out says")
     parser.add_argument("--task", choices=TASKS, help="default digits; mini_esc50 without --data")
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of the task's clips")
     parser.add_argument("--arm", nargs="+", metavar="ARM", help=f"some of {', '.join(ARMS)}")
@@ -67,7 +69,10 @@ def options_of(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", default=usual.layers, help="that begin with the donor")
     parser.add_argument("--projections", default=usual.projections, help="some of qkvo")
     parser.add_argument(
-        "--rest", choices=("fresh", "whisper"), default=usual.rest, help="what is not attention"
+        "--rest",
+        choices=("fresh", "whisper", "trained"),
+        default=usual.rest,
+        help="what is not attention",
     )
     parser.add_argument("--lr", type=float, nargs="+", help="the grid; one rate is not chosen")
     parser.add_argument("--choosing-seeds", type=int, default=2, help="that choose the rate")
@@ -124,13 +129,18 @@ def _is_past(until: str | None) -> bool:
 
 
 def show(out: Path, png: Path | None = None) -> int:
-    """The tables of each setting; with ``png``, the picture of them all."""
+    """The tables of each setting; with ``png``, the pictures: of those with λ one beside it."""
     folders = [f for f in sorted(out.glob("*")) if any(f.rglob("*.json"))]
     if not folders:
         sys.stdout.write(f"'{out}' holds no cells yet\n")
         return 1
     if png is not None:
-        picture({folder.name: read_cells(folder) for folder in folders}, png)
+        cells = {folder.name: read_cells(folder) for folder in folders}
+        mixed = {name: of for name, of in cells.items() if any("@" in c["arm"] for c in of)}
+        if others := {name: of for name, of in cells.items() if name not in mixed}:
+            picture(others, png)
+        if mixed:
+            lam_picture(mixed, png.with_stem(f"{png.stem}_lam"))
         return 0
     sys.stdout.write("\n".join(f"**{f.name}**\n\n{tables(read_cells(f))}\n" for f in folders))
     return 0

@@ -10,12 +10,13 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from study_encoders import BESIDE_ATTENTION, Classifier, WhisperClassifier, take_the_rest
+from study_basis import in_targets_basis
+from study_encoders import BESIDE_ATTENTION, HEADS, Classifier, WhisperClassifier, take_the_rest
 from study_tables import VARIANTS
 from study_tasks import TASKS, Clip, Task, split
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from speechbrain_mam import MAM
 from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.donors.donor import Donor
+from speechbrain_mam.donors.rotation import turned
 from speechbrain_mam.errors import MAMError
 
 DONORS = {
@@ -48,14 +50,18 @@ class Arm:
     donor : str
         In :data:`DONORS`; empty for PyTorch's own.
     options : dict
-        Of ``MAM``: what is made of the donor.
+        Of ``MAM``: what is made of the donor; ``align: basis`` is :mod:`study_basis`.
     rung : str
         In :data:`RUNGS`; empty for the projections of the setting.
+    lam : float, optional
+        λ · own attention + (1 − λ) · donor's, of a target that is trained; None starts with the
+        donor's.
     """
 
     donor: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     rung: str = ""
+    lam: float | None = None
 
 
 def _arms() -> dict[str, Arm]:
@@ -76,7 +82,35 @@ def _arms() -> dict[str, Arm]:
 
 
 ARMS = _arms()
-"""Every arm by its name, ``DONOR[-RUNG][-VARIANT]``; ``default`` is PyTorch's own attention."""
+"""Every arm by its name, ``DONOR[-RUNG][-VARIANT]``; ``default`` is the target's own attention."""
+
+
+def arm_of(name: str, setting: Setting) -> Arm:
+    """The arm of a name; ``NAME@λ`` in a setting whose target is trained.
+
+    Raises
+    ------
+    MAMError
+        If there is none, or λ is missing, out of place or no number from 0 to 1.
+    """
+    base, at, lam = name.partition("@")
+    if base not in ARMS:
+        raise MAMError(f"--arm '{name}': there are {', '.join(ARMS)}")
+    arm = ARMS[base]
+    if (setting.rest == "trained" and arm.donor != "") != bool(at) or (at and arm.rung):
+        raise MAMError(
+            f"--arm '{name}': with --rest trained a donor has its λ, as in minilm@0.9; rungs, the "
+            "default and other settings have none"
+        )
+    if not at:
+        return arm
+    try:
+        value = float(lam)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1 or lam != f"{value:g}":
+        raise MAMError(f"--arm '{name}': λ is a number from 0 to 1, written as 0.9")
+    return replace(arm, lam=value)
 
 
 @dataclass(frozen=True)
@@ -97,7 +131,7 @@ class Setting:
         What begins with the donor, as in a YAML.
     rest : str
         What is not attention: ``fresh``, drawn anew, or ``whisper``, trained: Whisper's encoder, of
-        which attention alone is drawn anew.
+        which attention alone is drawn anew. ``trained`` is Whisper's with its attention.
     """
 
     task: str
@@ -125,21 +159,24 @@ class Setting:
 
 def start(model: nn.Module, arm: str, seed: int, setting: Setting) -> str | None:
     """Let an arm's attention be where training starts; the SHA-256 of its tensors."""
-    if arm not in ARMS:
-        raise MAMError(f"--arm '{arm}': there are {', '.join(ARMS)}")
-    asked = ARMS[arm]
+    asked = arm_of(arm, setting)
     if not asked.donor:
         return None
-    donor = _opened(DONORS[asked.donor])
+    donor: Donor = _opened(DONORS[asked.donor])
+    options: dict[str, Any] = dict(asked.options)
+    options |= {"start": "donor"} if asked.lam is None else {"lam": asked.lam}
+    if options.get("align") == "basis":
+        [donor] = turned([donor], options.pop("rotate", "none"), seed)
+        donor = in_targets_basis(model, donor, options.pop("control", "none"), seed)
+        options["align"] = "rotation" if donor.index.heads == HEADS else "none"
     mam = MAM(
         model,
         donor,
-        start="donor",
         learnable=False,
         layers=setting.layers,
         projections=RUNGS.get(asked.rung, setting.projections),
         control_seed=seed,
-        **asked.options,  # type: ignore[arg-type]
+        **options,
     )
     if asked.rung in ("all", "blocks"):
         layer_map = {entry.layer: entry.donor_layer for entry in mam.plan.entries}
@@ -167,10 +204,14 @@ def build(task: Task, setting: Setting, seed: int) -> Classifier | WhisperClassi
     if task.encoder != "whisper":
         return Classifier(task.features, task.tokens, *shape)
     model = WhisperClassifier(task.tokens, *shape)
-    if setting.rest == "whisper":
+    if setting.rest in ("whisper", "trained"):
         same_place = {layer: layer for layer in range(setting.depth)}
         donor = _opened(DONORS["whisper"])
         take_the_rest(model, "whisper", donor, same_place, front=True, twin_seed=None)
+    if setting.rest == "trained":
+        mam = MAM(model, donor, start="donor", learnable=False)
+        mam.apply()
+        mam.adopt()
     return model
 
 

@@ -1,4 +1,4 @@
-"""What the cells say: means, paired differences with t intervals, Holm, and a picture."""
+"""What the cells say: means, paired differences with t intervals, Holm."""
 
 from __future__ import annotations
 
@@ -23,9 +23,18 @@ VARIANTS: dict[str, dict[str, str]] = {
     "shuffled": {"control": "shuffled_layers"},
     "rotated": {"rotate": "random"},
     "hadamard": {"rotate": "hadamard"},
+    "heads": {"align": "heads"},
+    "heads-moments": {"align": "heads", "control": "moments"},
+    "aligned": {"align": "rotation"},
+    "aligned-moments": {"align": "rotation", "control": "moments"},
+    "basis": {"align": "basis"},
+    "basis-moments": {"align": "basis", "control": "moments"},
+    "rotated-basis": {"align": "basis", "rotate": "random"},
 }
 """What is made of a donor, as options of ``MAM``."""
 PRIMARY = ("minilm", "minilm-moments")
+PRIMARY_LAM = "@0.8"
+"""Of the primary comparison where arms have a λ; of QKᵀ, (1 − λ)² = 4 % are the donor's own."""
 POSITIVE = ("whisper", "whisper-moments")
 Cells = Mapping[str, Mapping[int, dict[str, Any]]]
 """By arm and seed."""
@@ -145,16 +154,42 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def primary_of(cells: Cells) -> tuple[str, str]:
+    """The comparison that Holm's correction leaves alone."""
+    lam = PRIMARY_LAM if any("@" in arm for arm in cells) else ""
+    return f"{PRIMARY[0]}{lam}", f"{PRIMARY[1]}{lam}"
+
+
 def differences(cells: Cells) -> list[Difference]:
     """The primary one, the positive control's, each arm's against its twin, then the default."""
-    donors = [arm for arm in cells if f"{arm}-moments" in cells]
-    pairs = [PRIMARY, POSITIVE, *((arm, f"{arm}-moments") for arm in sorted(donors))]
-    pairs += [(arm, "default") for arm in sorted(cells) if arm != "default"]
-    for donor in sorted(donors):
-        others = (f"{donor}-{variant}" for variant in sorted(VARIANTS) if variant != "moments")
-        pairs += [(donor, other) for other in others]
+    twins = {arm: variant_of(arm, "moments") for arm in sorted(cells, key=split_lam)}
+    donors = {arm: twin for arm, twin in twins.items() if twin in cells}
+    pairs = [primary_of(cells), POSITIVE, *donors.items()]
+    pairs += [(arm, "default") for arm in twins if arm != "default"]
+    for donor in donors:
+        names = sorted(name for name in VARIANTS if not name.endswith("moments"))
+        others = (variant_of(donor, name) for name in names)
+        pairs += [(donor, other) for other in others if other != donor]
     found = [difference(*pair, cells) for pair in dict.fromkeys(pairs)]
     return [one for one in found if one is not None]
+
+
+def variant_of(arm: str, variant: str) -> str:
+    """The arm of a donor of which something was made, at the same λ.
+
+    Example
+    -------
+    >>> variant_of("minilm", "moments"), variant_of("minilm@0.8", "moments")
+    ('minilm-moments', 'minilm-moments@0.8')
+    """
+    base, at, lam = arm.partition("@")
+    return f"{base}-{variant}{at}{lam}" if variant else arm
+
+
+def split_lam(arm: str) -> tuple[str, str]:
+    """An arm without its λ, and its λ, or nothing."""
+    base, _, lam = arm.partition("@")
+    return base, lam
 
 
 def tables(cells: Sequence[dict[str, Any]]) -> str:
@@ -165,7 +200,7 @@ def tables(cells: Sequence[dict[str, Any]]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     best = {seed: min(cell["losses"]) for seed, cell in by_arm.get("default", {}).items()}
-    for arm in sorted(by_arm, key=lambda arm: (arm != "default", arm)):
+    for arm in sorted(by_arm, key=lambda arm: (arm != "default", *split_lam(arm))):
         found = by_arm[arm]
         reached = [steps_to(cell, best[seed]) for seed, cell in found.items() if seed in best]
         steps = "" if not reached else _steps(reached)
@@ -182,7 +217,7 @@ def tables(cells: Sequence[dict[str, Any]]) -> str:
     rows += ["", "| loss of | minus | seeds | difference [95 %] | p | p, Holm | could be seen |"]
     rows.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     found = differences(by_arm)
-    others = [one for one in found if (one.arm, one.against) != PRIMARY]
+    others = [one for one in found if (one.arm, one.against) != primary_of(by_arm)]
     adjusted = dict(zip(others, holm([one.p for one in others]), strict=True))
     for one in found:
         p = "primary" if one not in adjusted else _p(adjusted[one])
@@ -201,42 +236,3 @@ def _steps(reached: Sequence[float]) -> str:
     middle = float(np.median(reached))
     share = f"{sum(map(math.isfinite, reached))} of {len(reached)}"
     return f"{middle:.0f} ({share})" if math.isfinite(middle) else f"not reached ({share})"
-
-
-def picture(settings: Mapping[str, Sequence[dict[str, Any]]], file: Path) -> None:
-    """Differences with their intervals, a panel for each setting, as a PNG.
-
-    Arguments
-    ---------
-    settings : dict of str to list of dict
-        The cells of each, by its name.
-    file : Path
-        Where it goes.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    found = {name: differences(compared(cells))[::-1] for name, cells in settings.items()}
-    rows = [len(panel) for panel in found.values()]
-    figure, panels = plt.subplots(
-        len(found),
-        figsize=(8, 0.9 * len(found) + 0.24 * sum(rows)),
-        height_ratios=[row + 1 for row in rows],
-        squeeze=False,
-        sharex=True,
-        layout="constrained",
-    )
-    for axes, (name, panel) in zip(panels[:, 0], found.items(), strict=True):
-        for y, one in enumerate(panel):
-            colour = "tab:blue" if one.against == "default" else "tab:orange"
-            axes.plot([one.low, one.high], [y, y], color=colour)
-            axes.plot(one.mean, y, "o", color=colour)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(panel)), [f"{one.arm} − {one.against}" for one in panel])
-        axes.tick_params(labelsize=8)
-        axes.set_title(name, fontsize=10)
-    panels[-1, 0].set_xlabel("mean validation loss, difference with its 95 % interval")
-    figure.savefig(file, dpi=100)
-    plt.close(figure)
