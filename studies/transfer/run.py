@@ -35,7 +35,8 @@ import time
 from pathlib import Path
 
 import torch
-from study_cell import ARMS, Setting, cell_file, run_cell
+from study_arms import ARMS, Setting
+from study_cell import cell_file, run_cell
 from study_pictures import lam_picture, picture
 from study_tables import CHOOSING, chosen_rate, read_cells, tables
 from study_tasks import TASKS, clips_of

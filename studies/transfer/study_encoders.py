@@ -64,10 +64,12 @@ class Classifier(nn.Module):
 
 
 class WhisperClassifier(nn.Module):
-    """Whisper's log-mel frames ``[B, T, 80]`` to the logits of classes ``[B, C]``."""
+    """Whisper's log-mel frames ``[B, T, 80]`` to logits: of classes ``[B, C]``; or for CTC, of
+    classes and the blank behind them, ``[B, T / 2, C + 1]``."""
 
-    def __init__(self, frames: int, classes: int, depth: int, d_ffn: int):
+    def __init__(self, frames: int, classes: int, depth: int, d_ffn: int, ctc: bool = False):
         super().__init__()
+        self.ctc = ctc
         self.encoder = WhisperEncoder(
             WhisperConfig(
                 d_model=WIDTH,
@@ -78,12 +80,12 @@ class WhisperClassifier(nn.Module):
                 max_source_positions=frames // 2,
             )
         )
-        self.head = nn.Linear(WIDTH, classes)
+        self.head = nn.Linear(WIDTH, classes + ctc)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean over the encoder's outputs, then the head."""
+        """The head, of the mean over the encoder's outputs or of each."""
         outputs = self.encoder(x.transpose(1, 2)).last_hidden_state
-        found: Tensor = self.head(outputs.mean(1))
+        found: Tensor = self.head(outputs if self.ctc else outputs.mean(1))
         return found
 
 

@@ -5,6 +5,8 @@
     each seed trains on all speakers but one, and is validated on that one;
 ``digits_whisper``
     the same as Whisper hears them, for an encoder of its shape;
+``connected_digits``
+    three to seven digits in a row in VCTK's layout, for the same encoder with CTC;
 ``esc10``
     clips in ESC-50's layout; each seed holds one of the five folds out;
 ``mini_esc50``
@@ -36,10 +38,10 @@ FRAME_S = 0.01
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording, its class, and whom (or what) it is of: a speaker, or a fold."""
+    """A recording, its class (or classes, in order), and whom it is of: a speaker, or a fold."""
 
     file: Path
-    label: int
+    label: int | tuple[int, ...]
     source: str
 
 
@@ -67,6 +69,8 @@ class Task:
         Of :mod:`study_encoders`.
     depth, d_ffn : int
         Its layers, and the width of their feed-forward parts, where nothing else is said.
+    ctc : bool
+        Whether a clip has several labels, of which no time is known.
     """
 
     read: Callable[[Path], list[Clip]]
@@ -79,6 +83,7 @@ class Task:
     encoder: str = "pre_norm"
     depth: int = 3
     d_ffn: int = 384
+    ctc: bool = False
 
     @property
     def features(self) -> int:
@@ -88,7 +93,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Split:
-    """Tokens ``[clips, tokens, stack · mels]`` and labels ``[clips]``, normalised on ``train``."""
+    """Tokens ``[clips, tokens, stack · mels]`` and labels, normalised on ``train``.
+
+    Labels are ``[clips]``; with CTC ``[clips, longest]``, filled up with −1.
+    """
 
     train: tuple[Tensor, Tensor]
     valid: tuple[Tensor, Tensor]
@@ -102,6 +110,25 @@ def read_digits(folder: Path) -> list[Clip]:
     for file in sorted(folder.glob("[0-9]_*_*.*")):
         digit, speaker, _ = file.stem.split("_")
         clips.append(Clip(file, int(digit), speaker))
+    return clips
+
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+LONGEST_S = 4.0
+
+
+def read_connected(folder: Path) -> list[Clip]:
+    """Utterances of digits in VCTK's layout; those of more than :data:`LONGEST_S` are left out."""
+    clips = []
+    for file in sorted(folder.glob("wav48_silence_trimmed/*/*_mic1.flac")):
+        speaker, stem = file.parent.name, file.stem.removesuffix("_mic1")
+        text = (folder / "txt" / speaker / f"{stem}.txt").read_text(encoding="utf-8")
+        try:
+            labels = tuple(DIGITS.index(word) for word in text.split())
+        except ValueError as error:
+            raise MAMError(f"'{file}': its text is '{text.strip()}', not digits alone") from error
+        if soundfile.info(file).duration <= LONGEST_S:
+            clips.append(Clip(file, labels, speaker))
     return clips
 
 
@@ -128,6 +155,18 @@ TASKS = {
         encoder="whisper",
         depth=4,
         d_ffn=1536,
+    ),
+    "connected_digits": Task(
+        read_connected,
+        16000,
+        stack=1,
+        tokens=round(100 * LONGEST_S),
+        valid_each=6,
+        minutes=5.0,
+        encoder="whisper",
+        depth=4,
+        d_ffn=1536,
+        ctc=True,
     ),
     "esc10": Task(read_events, 16000, stack=20, tokens=25),
     "mini_esc50": Task(read_events, 16000, stack=20, tokens=12),
@@ -212,18 +251,26 @@ def split(clips: list[Clip], task: Task, seed: int, minutes: float) -> Split:
     train, held = (
         (
             torch.stack([_tokens(frames_of(clip, task) / scale, task) for clip in part]),
-            torch.tensor([clip.label for clip in part]),
+            _labels([clip.label for clip in part]),
         )
         for part in (chosen, valid)
     )
     return Split(train, held, held_out, seconds / 60)
 
 
+def _labels(labels: list[int | tuple[int, ...]]) -> Tensor:
+    rows = [torch.tensor(label) for label in labels]
+    if rows[0].ndim == 0:
+        return torch.stack(rows)
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+
+
 def _in_turn(clips: list[Clip], draw: random.Random) -> list[Clip]:
-    """All clips in a random order, one of each class after the other."""
+    """All clips in a random order, one of each class (of each first digit) after the other."""
     by_label: dict[int, list[Clip]] = {}
     for clip in draw.sample(clips, len(clips)):
-        by_label.setdefault(clip.label, []).append(clip)
+        first = clip.label if isinstance(clip.label, int) else clip.label[0]
+        by_label.setdefault(first, []).append(clip)
     longest = max(map(len, by_label.values()))
     return [
         by_label[label][i]
