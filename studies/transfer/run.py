@@ -46,6 +46,7 @@ from speechbrain_mam.errors import one_line_errors
 HERE = Path(__file__).resolve().parent
 PRIMARY_ARMS = ("default", "minilm-moments", "minilm", "whisper-moments", "whisper")
 QUICK_ARMS = ("default", "minilm-moments", "minilm")
+BESIDE_SHAPE = ("epochs", "batch_size", "layers", "projections", "rest")
 GRID = (0.0001, 0.0003, 0.001)
 
 
@@ -65,6 +66,7 @@ def options_of(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0, help="to share them out to processes")
     parser.add_argument("--minutes", type=float, help="of training clips; default by the task")
     parser.add_argument("--epochs", type=int, default=usual.epochs)
+    parser.add_argument("--batch-size", type=int, default=usual.batch_size)
     parser.add_argument("--depth", type=int, help="layers of the encoder; default by the task")
     parser.add_argument("--d-ffn", type=int, help="of each layer; default by the task")
     parser.add_argument("--layers", default=usual.layers, help="that begin with the donor")
@@ -95,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         key: getattr(options, key) or getattr(TASKS[task], key)
         for key in ("minutes", "depth", "d_ffn")
     }
-    told = {key: getattr(options, key) for key in ("epochs", "layers", "projections", "rest")}
+    told = {key: getattr(options, key) for key in BESIDE_SHAPE}
     setting = Setting(task, **told, **shape)
     clips = clips_of(task, options.data)
     arms = options.arm or (QUICK_ARMS if options.quick else PRIMARY_ARMS)

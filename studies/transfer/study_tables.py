@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +226,7 @@ def tables(cells: Sequence[dict[str, Any]]) -> str:
             f"| {one.arm} | {one.against} | {one.seeds} | {one.mean:+.3f} "
             f"[{one.low:+.3f}, {one.high:+.3f}] | {_p(one.p)} | {p} | {one.seen:.3f} |"
         )
-    return "\n".join(rows).replace("-0.", "−0.").replace("-1.", "−1.")
+    return re.sub(r"(?<!\w)-(?=\d)", "−", "\n".join(rows))
 
 
 def _p(p: float) -> str:
