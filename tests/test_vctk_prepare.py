@@ -285,6 +285,26 @@ def test_the_recipes_own_options_leave_the_command_line():
     assert rest == ["a.yaml", "--lam", "-0.5", "--vctk=1"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "argv", "says"),
+    [
+        ("VCTK", ["--vctk_split", "speaker"], "--vctk_split: invalid choice: 'speaker'"),
+        ("VCTK", ["--vctk_mic", "mic3"], "--vctk_mic: invalid choice: 'mic3'"),
+        ("VCTK", ["--vctk_mic"], "--vctk_mic: expected one argument"),
+        ("ESC50", ["--folds"], "--folds: expected one argument"),
+        ("ESC50", ["--output_folder"], "--output_folder: expected one argument"),
+    ],
+)
+def test_a_recipes_own_option_is_refused_in_one_line(recipe, argv, says, monkeypatch):
+    """Where the command line is read: there is no folder of the run yet."""
+    monkeypatch.syspath_prepend(str(REPO / "recipes" / recipe))
+    read = runpy.run_path(str(REPO / "recipes" / recipe / "train.py"))
+    options = read["vctk_options" if recipe == "VCTK" else "fold_options"]
+    with pytest.raises(MAMError) as refused:
+        options(["a.yaml", *argv])
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
 @pytest.mark.real
 def test_the_real_digits_can_be_prepared(real_data, tmp_path, caplog):
     rows = prepare(real_data / "digits_vctk", tmp_path, mic="mic1")

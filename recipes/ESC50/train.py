@@ -36,6 +36,7 @@ import speechbrain as sb
 from esc50_prepare import prepare_esc50
 from speechbrain.utils.distributed import run_on_main
 
+from speechbrain_mam.cli.parser import Parser
 from speechbrain_mam.errors import one_line_errors
 from speechbrain_mam.runs.event_fold import run_fold
 from speechbrain_mam.runs.folds import parse_folds, pool_folds
@@ -49,7 +50,7 @@ def fold_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
     A fold is a training of its own, with the YAML read anew.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False)
     parser.add_argument("--folds")
     parser.add_argument("--output_folder")
     options, rest = parser.parse_known_args(argv)

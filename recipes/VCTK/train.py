@@ -29,8 +29,9 @@ from collections.abc import Sequence
 
 import speechbrain as sb
 from speechbrain.utils.distributed import run_on_main
-from vctk_prepare import prepare_vctk
+from vctk_prepare import MICS, SPLITS, prepare_vctk
 
+from speechbrain_mam.cli.parser import Parser
 from speechbrain_mam.ctc.units import set_units
 from speechbrain_mam.errors import one_line_errors
 from speechbrain_mam.runs.recipe import load_recipe, run_stages
@@ -44,9 +45,9 @@ def vctk_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     They are no keys of the YAMLs, which all corpora share, and SpeechBrain refuses an override that
     names no key.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--vctk_mic", default="mic2")
-    parser.add_argument("--vctk_split", default="speakers")
+    parser = Parser(add_help=False)
+    parser.add_argument("--vctk_mic", default="mic2", choices=MICS)
+    parser.add_argument("--vctk_split", default="speakers", choices=SPLITS)
     return parser.parse_known_args(argv)
 
 
