@@ -195,6 +195,8 @@ def test_each_arm_has_the_rate_that_its_choosing_seeds_prefer():
     assert study_tables.chosen_rate(cells, "default") == 0.2
     found = study_tables.compared(cells)
     assert {seed: cell["lr"] for seed, cell in found["default"].items()} == {3: 0.2}
+    with pytest.raises(MAMError, match="arm 'default' was trained at more than one rate"):
+        study_tables.compared(cells[2:])
 
 
 def test_differences_are_paired_by_seed():

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from speechbrain_mam.errors import MAMError
+
 CHOOSING = 1000
 """Seeds from here on choose learning rates, and are in no comparison."""
 VARIANTS: dict[str, dict[str, str]] = {
@@ -80,12 +82,26 @@ def chosen_rate(cells: Sequence[dict[str, Any]], arm: str) -> float | None:
 
 
 def compared(cells: Sequence[dict[str, Any]]) -> Cells:
-    """The cells to compare, by arm and seed: at each arm's chosen rate, without choosing seeds."""
+    """The cells to compare, by arm and seed: at each arm's chosen rate, without choosing seeds.
+
+    Raises
+    ------
+    MAMError
+        If an arm was trained at several rates, and no seeds chose one of them.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     rates = {arm: chosen_rate(cells, arm) for arm in {cell["arm"] for cell in cells}}
     for cell in cells:
-        if cell["seed"] < CHOOSING and rates[cell["arm"]] in (None, cell["lr"]):
-            found.setdefault(cell["arm"], {})[cell["seed"]] = cell
+        arm, lr = cell["arm"], cell["lr"]
+        if cell["seed"] >= CHOOSING or rates[arm] not in (None, lr):
+            continue
+        of_arm = found.setdefault(arm, {})
+        if rates[arm] is None and any(other["lr"] != lr for other in of_arm.values()):
+            raise MAMError(
+                f"arm '{arm}' was trained at more than one rate, and no seed from {CHOOSING} on "
+                "says which: run it with --choosing-seeds and the rates as --lr"
+            )
+        of_arm[cell["seed"]] = cell
     return found
 
 
