@@ -62,7 +62,7 @@ def options_of(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--task", choices=TASKS, help="default digits; mini_esc50 without --data")
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of the task's clips")
     parser.add_argument("--arm", nargs="+", metavar="ARM", help=f"some of {', '.join(ARMS)}")
-    parser.add_argument("--seeds", type=int, help="up to this one; default 20, with --quick 4")
+    parser.add_argument("--seeds", type=int, help="how many; default 20, with --quick 4")
     parser.add_argument("--first-seed", type=int, default=0, help="to share them out to processes")
     parser.add_argument("--minutes", type=float, help="of training clips; default by the task")
     parser.add_argument("--epochs", type=int, default=usual.epochs)
@@ -102,7 +102,8 @@ def main(argv: list[str] | None = None) -> int:
     clips = clips_of(task, options.data)
     arms = options.arm or (QUICK_ARMS if options.quick else PRIMARY_ARMS)
     grid = options.lr or (GRID[1:2] if options.quick else GRID)
-    seeds = range(options.first_seed, options.seeds or (4 if options.quick else 20))
+    usual = 4 if options.quick else 20
+    seeds = range(options.first_seed, usual if options.seeds is None else options.seeds)
     folder = out / setting.name
 
     def run(arm: str, seed: int, lr: float) -> None:
