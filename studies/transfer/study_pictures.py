@@ -56,7 +56,7 @@ def lam_picture(settings: Settings, file: Path) -> None:
             if lam:
                 bases.setdefault(base, []).append(lam)
         colours = {b: f"C{i}" for i, b in enumerate(b for b in bases if "moments" not in b)}
-        spread = np.linspace(-0.012, 0.012, len(bases))  # so that intervals stand side by side
+        spread = np.linspace(-0.02, 0.02, len(bases))  # so that intervals stand side by side
         for shift, (base, lams) in zip(spread, bases.items(), strict=True):
             pairs = [(lam, difference(f"{base}@{lam}", "default", by_arm)) for lam in lams]
             known = [(float(lam), one) for lam, one in pairs if one is not None]
@@ -66,7 +66,8 @@ def lam_picture(settings: Settings, file: Path) -> None:
                 yerr=[[one.mean - one.low for _, one in known]] * 2,
                 color=colours.get(base.removesuffix("-moments"), "grey"),
                 linestyle="--" if base.endswith("moments") else "-",
-                marker="s" if base.endswith("moments") else "o",
+                marker="o",
+                markerfacecolor="white" if base.endswith("moments") else None,
                 markersize=4,
                 capsize=2,
                 label=base,
