@@ -400,6 +400,9 @@ def test_a_turned_basis_is_found_again():
     """Whisper, turned at random: to mix it in where it was found changes nothing."""
     task, setting = study_tasks.TASKS["digits_whisper"], dataclasses.replace(TRAINED, depth=4)
     own = dict(study_arms.build(task, setting, seed=1).named_parameters())
+    for layer in range(4):
+        stored = whisper_tensor(f"encoder.layer_{layer}.self_attention.linear_1.weight")
+        assert torch.equal(own[f"encoder.layers.{layer}.self_attn.out_proj.weight"], stored)
     distance = {}
     for arm in ("whisper-rotated@0.5", "whisper-rotated-basis@0.5", "hubert-basis@0.5", "hubert@0"):
         model = study_arms.build(task, setting, seed=1)
