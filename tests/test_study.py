@@ -411,3 +411,20 @@ def test_a_turned_basis_is_found_again():
         distance[arm] = torch.stack(parts).sum().sqrt().item()
     assert distance["whisper-rotated-basis@0.5"] < 1e-3 < 10 < distance["whisper-rotated@0.5"]
     assert distance["hubert-basis@0.5"] < distance["hubert@0"] / 2  # it moves half of the way
+
+
+@pytest.mark.parametrize("rest", ["whisper", "trained"])
+def test_whispers_layers_have_no_place_in_another_encoder(rest):
+    setting = dataclasses.replace(TINY, rest=rest)
+    with pytest.raises(MAMError, match=f"--rest {rest}: the encoder of --task digits is not"):
+        study_arms.build(study_tasks.TASKS["digits"], setting, seed=1)
+
+
+@needs_whisper
+def test_fewer_layers_of_a_trained_target_are_whispers_first():
+    task = study_tasks.TASKS["digits_whisper"]
+    model = study_arms.build(task, TRAINED, seed=1)
+    layer = model.encoder.layers[1]
+    stored = whisper_tensor("encoder.layer_1.self_attention.linear_1.weight")
+    assert torch.equal(layer.self_attn.out_proj.weight, stored)
+    assert torch.equal(layer.fc2.weight, whisper_tensor("encoder.layer_1.ffn.linear_1.weight"))

@@ -194,7 +194,18 @@ def _opened(name: str) -> Donor:
 
 
 def build(task: Task, setting: Setting, seed: int) -> Classifier | WhisperClassifier:
-    """The model as PyTorch draws it by a seed."""
+    """The model as PyTorch draws it by a seed, with what of Whisper the setting says.
+
+    Raises
+    ------
+    MAMError
+        If the task's encoder has no place for Whisper's layers.
+    """
+    if setting.rest != "fresh" and task.encoder != "whisper":
+        raise MAMError(
+            f"--rest {setting.rest}: the encoder of --task {setting.task} is not of Whisper's "
+            "shape, that of digits_whisper and connected_digits is"
+        )
     torch.manual_seed(seed)
     shape = (task.classes, setting.depth, setting.d_ffn)
     if task.encoder != "whisper":
@@ -205,7 +216,7 @@ def build(task: Task, setting: Setting, seed: int) -> Classifier | WhisperClassi
         donor = _opened(DONORS["whisper"])
         take_the_rest(model, "whisper", donor, same_place, front=True, twin_seed=None)
     if setting.rest == "trained":
-        mam = MAM(model, donor, start="donor", learnable=False)
+        mam = MAM(model, donor, start="donor", learnable=False, layer_map="first")
         mam.apply()
         mam.adopt()
     return model
