@@ -14,14 +14,14 @@ from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.donors.controls import CONTROLS, DRAWN, controlled
 from speechbrain_mam.donors.donor import Donor, TensorSource, as_list, fingerprint
 from speechbrain_mam.donors.mix import DonorMix
-from speechbrain_mam.donors.rotation import ROTATIONS, turned
+from speechbrain_mam.donors.rotation import turned, turned_name
 from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.learning.learnable import CONSTRAINTS, GRANULARITIES, LearnableMAM
 from speechbrain_mam.merging.apply import Merge
 from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.planner import make_plan
 from speechbrain_mam.merging.start import read_start
-from speechbrain_mam.options import Lam, LayerChoice
+from speechbrain_mam.options import ROTATIONS, Lam, LayerChoice
 
 
 class MAM:
@@ -153,8 +153,7 @@ class MAM:
     def _control_note(self) -> str:
         seed = f", seed {self.control_seed}" if self.control in DRAWN else ""
         note = "" if self.control == "none" else f" [control: {self.control}{seed}]"
-        turned = f" [rotate: {self.rotate}, seed {self.control_seed}]"
-        return note if self.rotate == "none" else turned + note
+        return turned_name("", self.rotate, self.control_seed) + note
 
     @cached_property
     def source(self) -> TensorSource:

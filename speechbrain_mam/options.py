@@ -23,6 +23,7 @@ Lam = float | str | Sequence[float] | Mapping[str, float | str | Sequence[float]
 LayerChoice = str | int | Sequence[int]
 
 LAYER_MAPS = ("uniform", "first", "last")
+ROTATIONS = ("none", "random", "hadamard")
 
 
 def parse_projections(projections: str | Sequence[str]) -> tuple[str, ...]:

@@ -21,10 +21,10 @@ import torch
 from conftest import save_bert
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import HubertForCTC
+from transformers import BertConfig, BertModel, HubertForCTC
 
 import speechbrain_mam
-from speechbrain_mam import Donor, Merge, find_attention, make_plan
+from speechbrain_mam import MAM, Donor, Merge, find_attention, make_plan
 from speechbrain_mam.cli import main
 from speechbrain_mam.merging.arithmetic import linear
 from speechbrain_mam.merging.tensor_file import TensorFile
@@ -202,6 +202,55 @@ def test_match_norm_keeps_the_targets_norms(models: Path, merge: Callable[..., i
         if name.endswith("weight"):
             torch.testing.assert_close(out[name].norm(), target[name].norm())
             assert not torch.equal(out[name], target[name])
+
+
+@pytest.mark.parametrize("rotate", ["none", "random", "hadamard"])
+@pytest.mark.parametrize("options", [{}, {"start": "donor"}, {"lam": 0.8, "align": "heads"}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_donor_in_another_basis(
+    models: Path, merge: Callable[..., int], rotate: str, options: dict, dtype: torch.dtype
+) -> None:
+    """On disk as in a live model, to the bit; ``mam_plan.json`` says which basis."""
+    model = HubertForCTC.from_pretrained(models / "target").to(dtype)
+    model.save_pretrained(models / "target")
+    options = options or {"lam": 0.9}
+    words = [word for k, v in options.items() for word in (f"--{k}", v)]
+    seed = ["--control-seed", 3] * (rotate != "none")
+    assert merge(*words, "--rotate", rotate, *seed) == 0
+    choices = {"learnable": False, "rotate": rotate, "control_seed": 3}
+    mam = MAM(model, models / "donor", **options, **choices)
+    mam.apply()
+    live, out, before = model.state_dict(), load(models / "out"), load(models / "target")
+    touched = {name for name in out if not torch.equal(out[name], before[name])}
+    assert touched == {e.target for e in mam.plan.entries}
+    assert all(torch.equal(out[name], live[name]) for name in out)
+    kept = json.loads((models / "out/mam_plan.json").read_text())
+    assert kept["donor_sha256"] == mam.donor_hash
+    turned = f" [rotate: {rotate}, seed 3]" if rotate != "none" else ""
+    assert kept["donor_name"] == str(models / "donor") + turned
+    told = (kept.get("rotate"), kept.get("control_seed"))
+    assert told == ((rotate, 3) if turned else (None, None))
+
+
+@pytest.mark.parametrize("verb", ["plan", "merge"])
+@pytest.mark.parametrize(
+    ("rotate", "said"),
+    [
+        ("randm", "key 'rotate': 'randm' is not one of none, random, hadamard"),
+        ("hadamard", "no Hadamard matrix of the donor's width 28"),
+    ],
+)
+def test_a_basis_that_there_is_not(
+    models: Path, verb: str, rotate: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = BertConfig(
+        hidden_size=28, num_hidden_layers=3, num_attention_heads=4, intermediate_size=32
+    )
+    BertModel(config).save_pretrained(models / "odd")
+    out = ["--out", str(models / "out"), "--lam", "0.9"] if verb == "merge" else []
+    names = [str(models / "target"), str(models / "odd"), "--width", "crop"]
+    assert main([verb, *names, *out, "--rotate", rotate]) == 2
+    assert said in capsys.readouterr().err and not (models / "out").exists()
 
 
 def test_shards(models: Path, merge: Callable[..., int]) -> None:

@@ -15,7 +15,7 @@ from speechbrain_mam.cli.parser import (
     add_output,
     add_verb,
 )
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.merging.on_disk import merge_folders
 from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.planner import make_plan
@@ -23,6 +23,7 @@ from speechbrain_mam.merging.start import read_start
 from speechbrain_mam.model_files.find import resolve_model
 from speechbrain_mam.model_files.folder import ModelFolder
 from speechbrain_mam.model_files.open_donor import open_donor
+from speechbrain_mam.options import ROTATIONS
 
 PLAN_HELP = "print which tensors a merge would touch, with what and how much; nothing is written"
 PLAN_EXAMPLES = """\
@@ -44,6 +45,7 @@ examples:
   speechbrain-mam merge my/hubert my/bert --lam 0.9 --layers last:4 --projections qk --out merged
   speechbrain-mam merge my/hubert my/bert --lam 0.8,0.9,0.95 --layers 0-2 --out merged --force
   speechbrain-mam merge my/untrained-hubert my/bert --start donor --out started
+  speechbrain-mam merge my/untrained-hubert my/bert --start donor --rotate random --out turned
 """
 
 
@@ -73,7 +75,7 @@ def merge_command(options: argparse.Namespace) -> None:
     out = check_output(Path(options.out), options.force, target=target.path, donor=donor.path)
     plan = _make_plan(options, target, donor)
     with new_folder(out, options.force) as folder:
-        merge_folders(plan, target, donor, folder)
+        merge_folders(plan, target, donor, folder, options.rotate, options.control_seed)
     weights = sum(entry.kind == "weight" for entry in plan.entries)
     shares = sorted({entry.lam for entry in plan.entries})
     lam = f"{shares[0]:.6g}" + (f" to {shares[-1]:.6g}" if len(shares) > 1 else "")
@@ -95,12 +97,20 @@ def _make_plan(options: argparse.Namespace, target: ModelFolder, donor: ModelFol
     choices = {key: getattr(options, key) for key in MERGE_CHOICES}
     said = [choices[key] for key in ("projections", "method", "align")]
     start = read_start(options.start, options.lam, *said)
+    name, index = options.donor, donor.attention()
+    one_of("rotate", options.rotate, ROTATIONS)
+    if options.rotate != "none":  # torch takes its time to load
+        from speechbrain_mam.donors.rotation import hadamard_factors, turned_name
+
+        if options.rotate == "hadamard":
+            hadamard_factors(index.hidden_size)
+        name = turned_name(name, options.rotate, options.control_seed)
     return make_plan(
         target.attention(),
-        donor.attention(),
+        index,
         lam=start.lam,
         layers=options.layers,
         **choices | {"projections": start.projections},
         target_name=options.target,
-        donor_name=options.donor,
+        donor_name=name,
     )

@@ -9,7 +9,7 @@ from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.methods import METHODS
 from speechbrain_mam.merging.planner import ALIGNMENTS, DONOR_SCALES, WIDTHS
 from speechbrain_mam.merging.start import LAM, PROJECTIONS, STARTS
-from speechbrain_mam.options import LAYER_MAPS
+from speechbrain_mam.options import LAYER_MAPS, ROTATIONS
 
 PROGRAM = "speechbrain-mam"
 MERGE_CHOICES = (*("projections", "layer_map", "bias", "donor_scale", "method", "align", "width"),)
@@ -66,7 +66,7 @@ def add_choices(
     parser : argparse.ArgumentParser
         Of a verb.
     merges : bool
-        Whether it has ``--lam`` and ``--start``.
+        Whether it has ``--lam``, ``--start`` and ``--rotate``.
     several_layers : bool
         Whether ``--layers`` takes several choices.
     """
@@ -92,6 +92,15 @@ def add_choices(
             default="target",
             help=f"{' or '.join(STARTS)}: donor where TARGET's layers are not trained yet; default "
             "target",
+        )
+        parser.add_argument(
+            "--rotate",
+            default="none",
+            help=f"DONOR in another basis of its residual stream: {', '.join(ROTATIONS)}; default "
+            "none",
+        )
+        parser.add_argument(
+            "--control-seed", type=int, default=0, help="of --rotate's basis; default 0"
         )
     layers = "all, first:k, last:k, ranges like 0-5,8 or a list like [0,2]"
     if several_layers:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from speechbrain_mam.architectures.index import AttentionIndex
+
 # torch alone is half a gigabyte: `speechbrain-mam`, which works on files, does without it, so it
 # is imported here only where a tensor is asked for.
 TensorKey = tuple[int, str, str]
@@ -31,6 +33,13 @@ class TensorSource(Protocol):
     def tensor(self, key: TensorKey) -> torch.Tensor:
         """The tensor of ``(layer, projection, kind)``."""
         ...
+
+
+class IndexedSource(TensorSource, Protocol):
+    """A source that says where its tensors are: a donor, or an open folder."""
+
+    name: str
+    index: AttentionIndex
 
 
 class Donor:

@@ -21,10 +21,10 @@ from functools import cached_property
 import torch
 
 from speechbrain_mam.donors.control_tensors import generator, haar
-from speechbrain_mam.donors.donor import Donor, TensorKey
+from speechbrain_mam.donors.donor import Donor, IndexedSource, TensorKey
 from speechbrain_mam.errors import MAMError, one_of
+from speechbrain_mam.options import ROTATIONS
 
-ROTATIONS = ("none", "random", "hadamard")
 _PALEY = (12, 20)
 
 
@@ -33,7 +33,7 @@ class RotatedDonor(Donor):
 
     Arguments
     ---------
-    donor : Donor
+    donor : IndexedSource
         The real one.
     rotate : str
         ``random`` or ``hadamard``.
@@ -57,7 +57,7 @@ class RotatedDonor(Donor):
     True
     """
 
-    def __init__(self, donor: Donor, rotate: str, seed: int = 0):
+    def __init__(self, donor: IndexedSource, rotate: str, seed: int = 0):
         one_of("rotate", rotate, ROTATIONS)
         self.donor, self.rotate, self.seed = donor, rotate, seed
         self.name, self.index = donor.name, donor.index
@@ -84,6 +84,17 @@ def turned(donors: Sequence[Donor], rotate: str, seed: int = 0) -> list[Donor]:
     if rotate == "none":
         return list(donors)
     return [RotatedDonor(donor, rotate, seed) for donor in donors]
+
+
+def turned_name(name: str, rotate: str, seed: int) -> str:
+    """A donor's name in a plan, which says how it was turned.
+
+    Example
+    -------
+    >>> turned_name("bert", "random", 3), turned_name("bert", "none", 3)
+    ('bert [rotate: random, seed 3]', 'bert')
+    """
+    return name if rotate == "none" else f"{name} [rotate: {rotate}, seed {seed}]"
 
 
 def rotation(width: int, rotate: str, seed: int = 0) -> torch.Tensor:

@@ -21,15 +21,23 @@ import numpy as np
 from speechbrain_mam.architectures.index import TensorRef
 from speechbrain_mam.architectures.tensor_checks import norm_ratio
 from speechbrain_mam.donors.donor import add_to_fingerprint
-from speechbrain_mam.errors import MAMError
+from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.merging.methods import method_named
 from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.tensor_file import Array, TensorFile, mix
 from speechbrain_mam.model_files.carry import carry_along
 from speechbrain_mam.model_files.folder import ModelFolder
+from speechbrain_mam.options import ROTATIONS
 
 
-def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out: Path) -> None:
+def merge_folders(
+    plan: MergePlan,
+    target: ModelFolder,
+    donor: ModelFolder,
+    out: Path,
+    rotate: str = "none",
+    seed: int = 0,
+) -> None:
     """Write the merged model, with everything that lies beside the target's weights, into ``out``.
 
     ``out`` also gets ``mam_plan.json``: the plan, and the SHA-256 of the donor's tensors
@@ -43,17 +51,27 @@ def merge_folders(plan: MergePlan, target: ModelFolder, donor: ModelFolder, out:
         Only read.
     out : Path
         An empty folder, such as :func:`~speechbrain_mam.atomic.new_folder` gives.
+    rotate : str
+        The donor in another basis of its residual stream, as ``MAM``'s: ``none``, ``random`` or
+        ``hadamard``.
+    seed : int
+        Of that basis: ``MAM``'s ``control_seed``.
 
     Raises
     ------
     MAMError
-        If a tensor is stored in a type that cannot be merged, or would not be finite.
+        If a tensor is stored in a type that cannot be merged, or would not be finite, or if there
+        is no such basis.
     OSError
         If a file cannot be read or written.
     """
     carry_along(target.path, out, set(target.files.values()))
     files = _copy_weights(target, out)
-    content = json.loads(plan.to_json()) | {"donor_sha256": _rewrite(plan, files, target, donor)}
+    one_of("rotate", rotate, ROTATIONS)
+    content = json.loads(plan.to_json())
+    content["donor_sha256"] = _rewrite(plan, files, target, donor, rotate, seed)
+    if rotate != "none":
+        content |= {"rotate": rotate, "control_seed": seed}
     text = json.dumps(content, indent=2, ensure_ascii=False)
     (out / "mam_plan.json").write_text(text + "\n", encoding="utf-8")
 
@@ -87,7 +105,12 @@ def _save_as_safetensors(target: ModelFolder, file: Path) -> None:
 
 
 def _rewrite(
-    plan: MergePlan, files: Mapping[str, Path], target: ModelFolder, donor: ModelFolder
+    plan: MergePlan,
+    files: Mapping[str, Path],
+    target: ModelFolder,
+    donor: ModelFolder,
+    rotate: str,
+    seed: int,
 ) -> str:
     """Overwrite the plan's tensors in ``files``; the donor's fingerprint."""
     with ExitStack() as stack:
@@ -98,10 +121,11 @@ def _rewrite(
         ours = {f: stack.enter_context(TensorFile(f, "r+b", read_from[f])) for f in touched}
         # float64's multiply-add is rounded once in PyTorch, and twice in NumPy
         wide = any(target.types[entry.target] == "float64" for entry in plan.entries)
-        if wide or not _is_plain(plan):
+        if wide or rotate != "none" or not _is_plain(plan):
             from speechbrain_mam.merging.on_disk_with_torch import rewrite_any
 
-            return rewrite_any(plan, {name: ours.get(file) for name, file in files.items()}, donor)
+            opened = {name: ours.get(file) for name, file in files.items()}
+            return rewrite_any(plan, opened, donor, rotate, seed)
         digest = hashlib.sha256()
         factors: dict[tuple[int, str], float] = {}
         read = {file for file in donor.files.values() if file.suffix == ".safetensors"}

@@ -1,4 +1,5 @@
-"""The merges on files that NumPy is not enough for: other methods, alignment, crops, fused targets.
+"""The merges on files that NumPy is not enough for: other methods, alignment, crops, fused targets,
+donors in another basis.
 
 They are the live merge's own functions, on tensors that are read from the files.
 """
@@ -9,7 +10,8 @@ from collections.abc import Mapping
 
 import torch
 
-from speechbrain_mam.donors.donor import TensorKey, fingerprint
+from speechbrain_mam.donors.donor import TensorKey, TensorSource, fingerprint
+from speechbrain_mam.donors.rotation import RotatedDonor
 from speechbrain_mam.merging.arithmetic import linear
 from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.prepare import donor_tensors, own_part, write_part
@@ -22,12 +24,19 @@ class FolderSource:
 
     def __init__(self, folder: ModelFolder):
         self.folder, self.index = folder, folder.attention()
+        self.name = str(folder.path)
 
     def tensor(self, key: TensorKey) -> torch.Tensor:
         return self.folder.values(self.index.tensors[key])
 
 
-def rewrite_any(plan: MergePlan, files: Mapping[str, TensorFile | None], donor: ModelFolder) -> str:
+def rewrite_any(
+    plan: MergePlan,
+    files: Mapping[str, TensorFile | None],
+    donor: ModelFolder,
+    rotate: str = "none",
+    seed: int = 0,
+) -> str:
     """Overwrite the plan's tensors in ``files``, which are open; the donor's fingerprint.
 
     Arguments
@@ -38,8 +47,12 @@ def rewrite_any(plan: MergePlan, files: Mapping[str, TensorFile | None], donor: 
         The file of each of the target's tensors.
     donor : ModelFolder
         Only read.
+    rotate, seed
+        As for :class:`~speechbrain_mam.donors.rotation.RotatedDonor`.
     """
-    source = FolderSource(donor)
+    source: TensorSource = FolderSource(donor)
+    if rotate != "none":
+        source = RotatedDonor(FolderSource(donor), rotate, seed)
 
     def read(name: str) -> torch.Tensor:
         file = files[name]
