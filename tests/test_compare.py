@@ -106,6 +106,19 @@ def test_the_merge_s_own_options(folders):
     assert worst("--layer-map", "[2,1,0]", "--donor-scale", "match_norm") < 1e-5 < 0.1 < worst()
 
 
+@pytest.mark.parametrize("rotate", ["random", "hadamard"])
+def test_another_basis_is_told_from_the_donor_s_own(folders, rotate):
+    """λ is a number that least squares always has; where it says nothing, a sentence says so."""
+    folders.merge("--lam", 0.9, "--projections", "qkvo", "--rotate", rotate, "--control-seed", 2)
+    turned = ["--rotate", rotate, "--control-seed", 2]
+    told = folders.diff("--donor", folders.donor, *turned)
+    assert "λ is 0.9 to 0.9 in 24 projections" in told and "says nothing" not in told
+    for wrong in ([], turned[:2]):
+        told = folders.diff("--donor", folders.donor, *wrong)
+        # weights of four projections in three layers, and the biases of what is written
+        assert "in 15 of them more than half of the change is unexplained" in told
+
+
 def test_training_beside_a_merge(folders):
     """What has no counterpart in the donor is said, and counted."""
     folders.merge("--lam", 0.9)

@@ -9,9 +9,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from speechbrain_mam.cli.parser import Verbs, add_json, add_verb
+from speechbrain_mam.errors import one_of
 from speechbrain_mam.model_files.find import resolve_model
 from speechbrain_mam.model_files.folder import ModelFolder
 from speechbrain_mam.model_files.open_donor import open_donor
+from speechbrain_mam.options import ROTATIONS
 
 if TYPE_CHECKING:
     from speechbrain_mam.merging.compare import Comparison, Difference
@@ -27,6 +29,8 @@ examples:
   speechbrain-mam diff facebook/hubert-large-ls960-ft merged --donor google-bert/bert-large-uncased
   speechbrain-mam diff my/hubert exported/hf --json
 """
+HALF = 0.5
+"""Unexplained from here on, least squares has found some λ, but no merge."""
 SHOWN = 5
 """Names of tensors in a sentence."""
 
@@ -43,8 +47,12 @@ def add_verbs(verbs: Verbs) -> None:
         ("--align", "none"),
         ("--donor-scale", "none"),
         ("--width", "error"),
+        ("--rotate", "none"),
     ):
         diff.add_argument(name, default=told, help=f"as of the merge; default {told}")
+    diff.add_argument(
+        "--control-seed", type=int, default=0, metavar="N", help="as of the merge; default 0"
+    )
     add_json(diff)
 
 
@@ -54,9 +62,10 @@ def diff_command(options: argparse.Namespace) -> None:
 
     a, b = (ModelFolder(resolve_model(name)) for name in (options.a, options.b))
     donor = open_donor(options.donor) if options.donor else None
-    keys = ("layer_map", "align", "donor_scale", "width")
+    keys = ("layer_map", "align", "donor_scale", "width", "rotate")
     chosen = {key: getattr(options, key) for key in keys} if donor else {}
-    found = compare(a, b, donor, **chosen)
+    one_of("rotate", options.rotate, ROTATIONS)
+    found = compare(a, b, donor, seed=options.control_seed, **chosen)
     if options.json:
         sys.stdout.write(json.dumps(_as_json(options, found), indent=2, allow_nan=False) + "\n")
     else:
@@ -141,7 +150,13 @@ def _told_of_lambda(differ: tuple[Difference, ...]) -> list[str]:
         return ["λ: no tensor that differs has a counterpart in the donor"]
     without = sum(not one.shares for one in differ)
     others = f"; {without} tensors that differ have no counterpart in the donor" if without else ""
-    return [
+    lines = [
         f"λ is {min(lams):.5g} to {max(lams):.5g} in {len(lams)} projections; unexplained of the "
         f"change {min(left):.3g} to {max(left):.3g}{others}"
     ]
+    if odd := sum(rest > HALF for rest in left):
+        lines.append(
+            f"in {odd} of them more than half of the change is unexplained: λ says nothing "
+            "there. Was it another donor, layer map, alignment or basis, or trained as well?"
+        )
+    return lines

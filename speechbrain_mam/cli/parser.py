@@ -100,7 +100,11 @@ def add_choices(
             "none",
         )
         parser.add_argument(
-            "--control-seed", type=int, default=0, help="of --rotate's basis; default 0"
+            "--control-seed",
+            type=int,
+            default=0,
+            metavar="N",
+            help="of --rotate's basis; default 0",
         )
     layers = "all, first:k, last:k, ranges like 0-5,8 or a list like [0,2]"
     if several_layers:

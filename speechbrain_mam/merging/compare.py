@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speechbrain_mam.donors.donor import IndexedSource
 from speechbrain_mam.errors import MAMError
-from speechbrain_mam.merging.on_disk_with_torch import FolderSource
+from speechbrain_mam.merging.on_disk_with_torch import folder_source
 from speechbrain_mam.merging.plan import MergePlan
 from speechbrain_mam.merging.planner import make_plan
 from speechbrain_mam.merging.prepare import donor_tensors, own_part
@@ -83,7 +84,12 @@ class Comparison:
 
 
 def compare(
-    a: ModelFolder, b: ModelFolder, donor: ModelFolder | None = None, **options: Any
+    a: ModelFolder,
+    b: ModelFolder,
+    donor: ModelFolder | None = None,
+    rotate: str = "none",
+    seed: int = 0,
+    **options: Any,
 ) -> Comparison:
     """Compare the tensors of two model folders.
 
@@ -93,6 +99,8 @@ def compare(
         Before and after: a target, and what became of it.
     donor : ModelFolder, optional
         What may have been mixed in.
+    rotate, seed
+        The basis it was turned to, as for :func:`~speechbrain_mam.merging.on_disk.merge_folders`.
     **options
         Of :func:`~speechbrain_mam.merging.planner.make_plan`: ``layer_map``, ``align``,
         ``donor_scale``, ``width``, as they were for the merge.
@@ -125,7 +133,8 @@ def compare(
         else:
             found.append(difference)
     if donor is not None:
-        shares = _shares(a, b, donor, {one.name for one in found}, options)
+        source = folder_source(donor, rotate, seed)
+        shares = _shares(a, b, source, {one.name for one in found}, options)
         found = [Difference(**{**vars(one), "shares": shares.get(one.name, ())}) for one in found]
     return Comparison(
         tuple(found),
@@ -176,10 +185,10 @@ def _ratio(squares: float, whole: float) -> float | None:
 
 
 def _shares(
-    a: ModelFolder, b: ModelFolder, donor: ModelFolder, names: set[str], options: dict[str, Any]
+    a: ModelFolder, b: ModelFolder, donor: IndexedSource, names: set[str], options: dict[str, Any]
 ) -> dict[str, tuple[Share, ...]]:
     """λ of each tensor that differs and that the donor has a counterpart of."""
-    target, theirs = a.attention(), donor.attention()
+    target, theirs = a.attention(), donor.index
     letters = "qkvo" if target.has("output") and theirs.has("output") else "qkv"
     plan: MergePlan = make_plan(target, theirs, lam=0.5, projections=letters, **options)
 
@@ -187,7 +196,7 @@ def _shares(
         return a.read(name).double()
 
     found: dict[str, tuple[Share, ...]] = {}
-    for entry, tensor in donor_tensors(plan, FolderSource(donor), read):
+    for entry, tensor in donor_tensors(plan, donor, read):
         if entry.target in names:
             own, new = own_part(entry, read(entry.target)), own_part(entry, b.read(entry.target))
             lam, left = least_squares(own, new.double(), tensor.double())

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from speechbrain_mam.donors.donor import TensorKey, TensorSource, fingerprint
+from speechbrain_mam.donors.donor import IndexedSource, TensorKey, fingerprint
 from speechbrain_mam.donors.rotation import RotatedDonor
 from speechbrain_mam.merging.arithmetic import linear
 from speechbrain_mam.merging.plan import MergePlan
@@ -28,6 +28,12 @@ class FolderSource:
 
     def tensor(self, key: TensorKey) -> torch.Tensor:
         return self.folder.values(self.index.tensors[key])
+
+
+def folder_source(folder: ModelFolder, rotate: str = "none", seed: int = 0) -> IndexedSource:
+    """A donor's folder, in another basis where one is asked for."""
+    source = FolderSource(folder)
+    return source if rotate == "none" else RotatedDonor(source, rotate, seed)
 
 
 def rewrite_any(
@@ -50,9 +56,7 @@ def rewrite_any(
     rotate, seed
         As for :class:`~speechbrain_mam.donors.rotation.RotatedDonor`.
     """
-    source: TensorSource = FolderSource(donor)
-    if rotate != "none":
-        source = RotatedDonor(FolderSource(donor), rotate, seed)
+    source = folder_source(donor, rotate, seed)
 
     def read(name: str) -> torch.Tensor:
         file = files[name]

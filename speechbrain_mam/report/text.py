@@ -243,8 +243,8 @@ def how_to_read(system: System, folds: bool, n_resamples: int, margin: float | N
             f"Intervals hold 95 % and are not corrected: over {units} by BCa bootstrap of the "
             "mean over seeds (the percentile where BCa is undefined), of fewer than "
             f"{FEWEST_DRAWN} what the sign-flip test does not reject, and below {FEWEST_BOUNDED} "
-            "not bounded; over seeds by Student's t of the differences paired by seed. One system's "
-            f"own interval, of fewer than {FEWEST_DRAWN}, is Student's t over them."
+            "not bounded; over seeds by Student's t of the differences paired by seed. One "
+            f"system's own interval, of fewer than {FEWEST_DRAWN}, is Student's t over them."
         )
     )
     text = (
