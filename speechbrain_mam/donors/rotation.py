@@ -72,10 +72,7 @@ class RotatedDonor(Donor):
     def tensor(self, key: TensorKey) -> torch.Tensor:
         """The tensor of ``(layer, projection, kind)``, in its own precision."""
         theirs = self.donor.tensor(key)
-        _, projection, kind = key
-        if projection == "output":
-            return (self.basis.T @ theirs.double()).to(theirs.dtype)
-        return (theirs.double() @ self.basis).to(theirs.dtype) if kind == "weight" else theirs
+        return in_basis(theirs, key[1], key[2], self.basis).to(theirs.dtype)
 
 
 def turned(donors: Sequence[Donor], rotate: str, seed: int = 0) -> list[Donor]:
@@ -84,6 +81,22 @@ def turned(donors: Sequence[Donor], rotate: str, seed: int = 0) -> list[Donor]:
     if rotate == "none":
         return list(donors)
     return [RotatedDonor(donor, rotate, seed) for donor in donors]
+
+
+def in_basis(tensor: torch.Tensor, projection: str, kind: str, basis: torch.Tensor) -> torch.Tensor:
+    """W · R of what reads the residual stream, Rᵀ · W and Rᵀ · b of what writes to it, in float64.
+
+    Example
+    -------
+    >>> r = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).double()
+    >>> b = torch.tensor([1.0, 2.0])
+    >>> in_basis(b, "output", "bias", r).tolist(), in_basis(b, "query", "bias", r).tolist()
+    ([-2.0, 1.0], [1.0, 2.0])
+    """
+    wide = tensor.double()
+    if projection == "output":
+        return basis.T @ wide
+    return wide @ basis if kind == "weight" else wide
 
 
 def turned_name(name: str, rotate: str, seed: int) -> str:

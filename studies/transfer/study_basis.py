@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from speechbrain_mam import MAM
 from speechbrain_mam.donors.controls import controlled
 from speechbrain_mam.donors.donor import Donor
-from speechbrain_mam.donors.rotation import RotatedDonor
+from speechbrain_mam.donors.rotation import RotatedDonor, in_basis
 from speechbrain_mam.merging.alignment import align_layer
 from speechbrain_mam.merging.prepare import own_part
 
@@ -93,9 +93,4 @@ def _product(ours: list[Layer], theirs: list[Layer]) -> Tensor:
 
 
 def _turned(layer: Layer, basis: Tensor) -> Layer:
-    return {
-        (projection, kind): basis.T @ tensor.double()
-        if projection == "output"
-        else (tensor.double() @ basis if kind == "weight" else tensor.double())
-        for (projection, kind), tensor in layer.items()
-    }
+    return {key: in_basis(tensor, *key, basis) for key, tensor in layer.items()}
