@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -249,6 +250,21 @@ def test_texts_are_escaped(runs, tmp_path):
     assert "<script" not in page and "&lt;script&gt;" in page
     markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert "</script> \\| `x`" in markdown
+
+
+def test_long_names_leave_room_for_the_differences(tmp_path):
+    """Matplotlib warns, and draws over the labels, where a layout does not fit."""
+    test_set = TestSet()
+    untouched = test_set.utterances(0.5, 0)
+    for k, (seed, control) in enumerate((s, c) for s in "12" for c in ("none", "random")):
+        tests = {"untouched": untouched, "mam_learnable": test_set.utterances(0.3, k)}
+        donor = f"an-organisation-of-some-length/a-model-with-a-long-name-{seed}, rotated (hadamard)"
+        run = tmp_path / f"run_{seed}_{control}"
+        write_run(run, tests, "mam_learnable", control=control, donor=donor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_report(tmp_path.glob("run_*"), tmp_path / "report", n_resamples=FAST)
+    assert (tmp_path / "report" / "report_differences.png").stat().st_size > 5000
 
 
 def test_a_heat_map_where_there_is_one_training(tmp_path):

@@ -45,7 +45,14 @@ def plot_differences(rows: Sequence[Row]) -> bytes:
     rows : sequence of Row
         All of them, in the order of the tables.
     """
-    figure, (axes,) = new_figure(8.6, 1.35 + 0.36 * len(rows), 1)
+    labels = [
+        f"{row.system.name}  −  {row.against.name}"
+        + ("" if np.isfinite(row.main.interval).all() else "  (not bounded)")
+        for row in rows
+    ]
+    # inches: a character of a label, and what the bars need beside them
+    width = max(8.6, 4.4 + 0.08 * max(map(len, labels)))
+    figure, (axes,) = new_figure(width, 1.35 + 0.36 * len(rows), 1)
     task = rows[0].system.task
     for y, row in enumerate(rows):
         found = row.main
@@ -58,11 +65,6 @@ def plot_differences(rows: Sequence[Row]) -> bytes:
             axes.plot(found.interval, [y, y], color=colour, lw=2.4, solid_capstyle="butt")
         axes.plot(found.difference, y, "o", color=colour, ms=6)
     axes.axvline(0, color="black", lw=0.8)
-    labels = [
-        f"{row.system.name}  −  {row.against.name}"
-        + ("" if np.isfinite(row.main.interval).all() else "  (not bounded)")
-        for row in rows
-    ]
     axes.set_yticks(range(len(rows)), labels, fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     figure.supxlabel(
