@@ -258,7 +258,9 @@ def test_long_names_leave_room_for_the_differences(tmp_path):
     untouched = test_set.utterances(0.5, 0)
     for k, (seed, control) in enumerate((s, c) for s in "12" for c in ("none", "random")):
         tests = {"untouched": untouched, "mam_learnable": test_set.utterances(0.3, k)}
-        donor = f"an-organisation-of-some-length/a-model-with-a-long-name-{seed}, rotated (hadamard)"
+        donor = (
+            f"an-organisation-of-some-length/a-model-with-a-long-name-{seed}, rotated (hadamard)"
+        )
         run = tmp_path / f"run_{seed}_{control}"
         write_run(run, tests, "mam_learnable", control=control, donor=donor)
     with warnings.catch_warnings():
