@@ -229,7 +229,8 @@ def test_clusters_reach_everything_that_a_report_says(tmp_path):
 def test_few_clusters_are_said_and_bounded_by_nothing(tmp_path):
     run = clustered(zeroshot(tmp_path / "run", 10), 4)
     report = write_report([run], tmp_path / "report", n_resamples=FAST)
-    assert {r.verdict.split(",")[0] for r in report.rows} == {"within chance"}
+    assert {r.verdict.split(",")[0] for r in report.rows} == {"undecided"}
+    assert "Undecided, of too few clusters (speakers or chapters):" in said(report)
     bold = [b.text for b in report.blocks if isinstance(b, Text) and b.bold]
     assert any("With 4 clusters (speakers or chapters) no difference can" in t for t in bold)
     assert "[not bounded]" in report.table and "inf" not in report.table

@@ -86,7 +86,7 @@ def test_identical_systems_are_called_identical():
     assert verdict(same) == "identical"
     swapped = paired_difference(one, counts([1, 0, 2, 3]))  # the same rate, other errors
     assert swapped.difference == 0 and not swapped.identical
-    assert direction(swapped) == "within chance"
+    assert direction(swapped) == "undecided"
 
 
 def test_where_bca_is_undefined_the_percentile_takes_its_place():

@@ -70,7 +70,7 @@ def plot_differences(rows: Sequence[Row]) -> bytes:
     figure.supxlabel(
         f"difference of {task.main}, percentage points; left of 0: fewer errors\n"
         f"bar: 95 % over {rows[0].system.units}; dotted: 95 % over seeds, or for another draw\n"
-        f"green: lower; red: higher; grey: within chance; ochre: {NO_BETTER}",
+        f"green: lower; red: higher; grey: within chance or undecided; ochre: {NO_BETTER}",
         fontsize=9,
     )
     axes.grid(axis="x", alpha=0.3)

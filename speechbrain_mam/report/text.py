@@ -105,7 +105,7 @@ def summary(runs: Sequence[Run], systems: Sequence[System], family: Family) -> l
         spoilt = [row for row in found if kind == "lower" and NO_BETTER in row.verdict]
         sound = [row for row in found if row not in spoilt]
         if sound:
-            title = title.format(item=task.item)
+            title = title.format(item=task.item, units=systems[0].units)
             blocks += [Text(f"{title}:"), Items([_phrase(row) for row in sound])]
         if spoilt:
             title = "Lower, but not shown to be better than the same merge with a random donor: "
@@ -146,6 +146,7 @@ def _test_set(evaluation: Evaluation) -> str:
 _KINDS = {
     "lower": "Gains beyond chance",
     "within chance": "Within chance, neither a gain nor a loss",
+    "undecided": "Undecided, of too few {units}",
     "higher": "Losses beyond chance",
     "identical": "Identical, {item} by {item}",
 }
@@ -251,10 +252,10 @@ def how_to_read(system: System, folds: bool, n_resamples: int, margin: float | N
         f"Lower (higher) means that the whole interval over {units} is below (above) 0, that "
         "corrected p is below 0.05 and, where something was run with several seeds, that the whole "
         "interval over seeds is below (above) 0 too; anything else is within chance, and where p "
-        "and an interval disagree the verdict says so. A merge that is not lower than its own "
-        f"random-donor control by the same rule is {NO_BETTER}. Where nothing is trained, the "
-        "control is drawn several times, and the second interval is one for another draw: one draw "
-        "has no verdict."
+        "and an interval disagree the verdict says so. Undecided is what has no bounded interval. "
+        "A merge that is not lower than its own random-donor control by the same rule is "
+        f"{NO_BETTER}. Where nothing is trained, the control is drawn several times, and the "
+        "second interval is one for another draw: one draw has no verdict."
     )
     if margin is not None:
         text += (

@@ -9,12 +9,21 @@ import numpy as np
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.results.counts import ErrorCounts, error_rate, pool
-from speechbrain_mam.results.resampling import LEVEL, N_RESAMPLES, NARROW, Interval, t_quantile
+from speechbrain_mam.results.resampling import (
+    LEVEL,
+    N_RESAMPLES,
+    NARROW,
+    UNBOUNDED,
+    Interval,
+    t_quantile,
+)
 from speechbrain_mam.results.statistics import Comparison, paired_difference, seen_in_most
 
 NO_BETTER = "not shown to be better than the random donor"
 ONE_DRAW = "one draw: no verdict"
 CHANCE = "within chance"
+UNDECIDED = "undecided"
+"""Of so few clusters that no interval is bounded: neither a claim nor the absence of one."""
 
 
 def compare(
@@ -166,17 +175,19 @@ def side(comparison: Comparison) -> str:
 
 
 def direction(comparison: Comparison) -> str:
-    """``identical``, ``lower``, ``higher``, ``within chance`` or ``one draw: no verdict``.
+    """``identical``, ``lower``, ``higher``, ``within chance``, ``undecided`` or :data:`ONE_DRAW`.
 
     Lower (higher) means that the whole interval over clusters is below (above) 0, that p, after
     Holm's correction where there is one, is below 0.05, and where there are several seeds (draws),
     that the whole interval over seeds is below (above) 0 too. One draw of a random control says
-    nothing of another one.
+    nothing of another one, and too few clusters for an interval say nothing of another speaker.
     """
     if comparison.identical:
         return "identical"
     if comparison.n_draws == 1:
         return ONE_DRAW
+    if comparison.interval == UNBOUNDED:
+        return UNDECIDED
     return side(comparison) if comparison.p_corrected < 1 - LEVEL else CHANCE
 
 
@@ -211,6 +222,8 @@ def verdict(
     ("within chance after Holm's correction", 'within chance (p and interval disagree)')
     >>> verdict(replace(chance, narrow=Interval(-0.9, 0.8), margin=1.0))
     'within chance, equivalent (within ± 1 point)'
+    >>> verdict(replace(gain, interval=UNBOUNDED))
+    'undecided'
     """
     found = direction(comparison)
     text, few = found, ""
