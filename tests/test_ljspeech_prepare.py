@@ -41,20 +41,20 @@ def test_manifests(corpus, tmp_path):
     prepare(corpus, tmp_path)  # a second time: nothing to do
 
 
-def test_chapters_are_clusters_where_a_set_has_several(corpus, tmp_path):
-    """Of one chapter, or where an id names none, each utterance stands for itself."""
+def test_chapters_are_clusters_where_a_set_has_enough(corpus, tmp_path):
+    """Of fewer than bound a difference, or where an id names none, utterances are on their own."""
     rows = prepare(corpus, tmp_path)
     assert not any("cluster" in row for split in rows.values() for row in split)
     lines = (corpus / "metadata.csv").read_text().splitlines()
     for i, line in enumerate(lines):
         name, rest = line.split("|", 1)
-        new = f"XX00{i // 8}-{i:04d}" if i != 14 else "free"
+        new = f"XX00{i // 2}-{i:04d}" if i != 14 else "free"
         (corpus / "wavs" / f"{name}.wav").rename(corpus / "wavs" / f"{new}.wav")
         lines[i] = f"{new}|{rest}"
     (corpus / "metadata.csv").write_text("\n".join(lines))
     rows = prepare(corpus, tmp_path / "again")
-    assert [row["cluster"] for row in rows["train"]] == ["XX000"] * 8 + ["XX001"] * 5
-    # An id without a chapter, in the validation set; the test set is of one chapter
+    assert [row["cluster"] for row in rows["train"]] == [f"XX00{i // 2}" for i in range(13)]
+    # An id without a chapter, in the validation set; the test set is of two chapters
     assert not any("cluster" in row for split in ("valid", "test") for row in rows[split])
 
 

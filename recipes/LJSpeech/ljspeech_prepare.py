@@ -11,9 +11,10 @@ Splits, in the order of ``metadata.csv``:
 * a smaller corpus in its layout: the last 20 % are test, the 15 % before them validation, so that a
   confidence interval over test utterances means something.
 
-Where the ids of a set name several chapters, ``LJ001-0001``, the manifest's column ``cluster`` is
-the chapter: intervals and tests then draw whole chapters. The test set of LJ Speech itself is of
-one.
+Where the ids of a set name six chapters or more, ``LJ001-0001``, the manifest's column ``cluster``
+is the chapter: intervals and tests then draw whole chapters. Fewer bound no difference, and all are
+by one speaker: there each utterance stands for itself, as in the test set of LJ Speech itself,
+which is of one chapter.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.lobes.alphabet import CTCAlphabet
+from speechbrain_mam.results.resampling import FEWEST_BOUNDED
 from speechbrain_mam.tasks.corpus import Utterance, say_of_twins, text_lines, write_manifests
 from speechbrain_mam.tasks.recordings import files_by_stem
 
@@ -106,17 +108,19 @@ def read_metadata(metadata: Path) -> list[Utterance]:
 
 
 def with_chapters(utterances: Sequence[Utterance]) -> list[Utterance]:
-    """Utterances in clusters by chapter, where every id names one and there are at least two.
+    """Utterances in clusters by chapter, where every id names one and there are enough of them.
 
     Example
     -------
-    >>> names = ("LJ001-0001", "LJ001-0002", "LJ002-0001")
-    >>> found = with_chapters([Utterance(name, f"{name}.wav", "a", "LJ") for name in names])
-    >>> [utterance.cluster for utterance in found]
-    ['LJ001', 'LJ001', 'LJ002']
+    >>> names = [f"LJ00{chapter}-0001" for chapter in range(6)]
+    >>> found = [Utterance(name, f"{name}.wav", "a", "LJ") for name in names]
+    >>> [utterance.cluster for utterance in with_chapters(found)]
+    ['LJ000', 'LJ001', 'LJ002', 'LJ003', 'LJ004', 'LJ005']
+    >>> {utterance.cluster for utterance in with_chapters(found[1:])}
+    {None}
     """
     chapters = [utterance.id.partition("-")[0] * ("-" in utterance.id) for utterance in utterances]
-    if not all(chapters) or len(set(chapters)) < 2:
+    if not all(chapters) or len(set(chapters)) < FEWEST_BOUNDED:
         return list(utterances)
     return [replace(u, cluster=chapter) for u, chapter in zip(utterances, chapters, strict=True)]
 

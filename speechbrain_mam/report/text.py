@@ -228,12 +228,15 @@ def how_to_read(system: System, folds: bool, n_resamples: int, margin: float | N
     """The rules behind the verdicts."""
     units = system.units
     blocks: list[Block] = [Heading("How to read this")]
+    text, parts = "", "Utterances of one speaker or chapter"
     if system.task is CLASSIFICATION:
-        text = "Error is the percentage of the clips that were given a wrong class."
-        if units == system.task.items:
-            text += " Clips that were cut from one recording are drawn as if they were "
-            text += "independent; where there are such, intervals are somewhat too narrow."
-        blocks.append(Text(text))
+        text = "Error is the percentage of the clips that were given a wrong class. "
+        parts = "Clips that were cut from one recording"
+    if units == system.task.items:
+        text += f"{parts} are drawn as if they were independent; where there are such, intervals "
+        text += "are somewhat too narrow."
+    if text:
+        blocks.append(Text(text.strip()))
     blocks.append(
         Text(
             "Differences are after − before in percentage points; percentages are relative; "
