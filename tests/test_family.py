@@ -220,6 +220,8 @@ def test_clusters_reach_everything_that_a_report_says(tmp_path):
     assert words in said(report) and "clusters (speakers" not in said(plain)
     assert "over clusters (speakers or chapters) by BCa" in said(report)
     assert "over utterances by BCa" in said(plain)
+    assumed = "Utterances of one speaker or chapter are drawn as if they were independent"
+    assert assumed in said(plain) and assumed not in said(report)
     assert "clusters (speakers or chapters) for it" in table(report, "comparison").header
     content = json.loads((tmp_path / "report" / "report.json").read_text())
     assert content["clusters"] == 30 and content["units"] == "clusters (speakers or chapters)"
