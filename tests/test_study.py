@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import importlib.util
+import itertools
 import json
 import math
 import re
@@ -269,6 +270,33 @@ def test_the_page_has_the_tables_of_the_results(capsys):
     cells = study_tables.read_cells(FOLDER / "results" / "digits_1min")
     primary = [c for c in cells if c["arm"] == "minilm" and c["seed"] < study_tables.CHOOSING]
     assert len({cell["seed"] for cell in primary}) >= 20
+
+
+def every_difference(places):
+    """`mean [low, high]` of every pair of arms of every setting, to so many places."""
+    found = set()
+    for folder in sorted((FOLDER / "results").iterdir()):
+        cells = study_tables.compared(study_tables.read_cells(folder))
+        for arm, against in itertools.permutations(cells, 2):
+            if (one := study_tables.difference(arm, against, cells)) is not None:
+                numbers = [f"{x:+.{places}f}" for x in (one.mean, one.low, one.high)]
+                found.add(tuple(number.replace("-", "−") for number in numbers))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "places", "interval", "least"),
+    [
+        ("docs/transfer.md", 3, r"([+−][\d.]+)\s\[([+−][\d.]+),\s([+−][\d.]+)\]", 30),
+        ("README.md", 2, r"([+−]0\.\d\d),\s([+−]0\.\d\d) to\s([+−]0\.\d\d)", 10),
+    ],
+)
+def test_every_interval_in_the_text_is_the_cells(name, places, interval, least):
+    text = (REPO / name).read_text(encoding="utf-8").split("# Does ", 1)[1].split("\n## Add ")[0]
+    prose = " ".join(line for line in text.splitlines() if not line.startswith("|"))
+    stated = [found.groups() for found in re.finditer(interval, prose)]
+    assert len(stated) >= least
+    assert set(stated) <= every_difference(places)
 
 
 needs_whisper = pytest.mark.skipif(
