@@ -208,6 +208,7 @@ def test_resumed_in_the_middle_of_an_epoch(parts, tmp_path):
         ("mam_zeroshot", {"merge_into": "everything"}, (), "merge_into"),
         ("mam_zeroshot", {"merge_into": "untouched"}, (), "with number_of_epochs 2; expected 0"),
         ("mam_learnable", {"lam": "1.5"}, (), "λ = 1.5"),
+        ("mam_zeroshot", {"donor_models": "[!ref <donor_model>, no/bert]"}, (), "'no/bert' was"),
     ],
 )
 def test_bad_input(parts, tmp_path, kind, options, extra, message):
@@ -217,3 +218,4 @@ def test_bad_input(parts, tmp_path, kind, options, extra, message):
     assert done.returncode == 2 and "Traceback" not in done.stdout
     assert message in done.stdout
     assert not (tmp_path / "out" / "results.json").exists()
+    assert not list(tmp_path.rglob("train_log.txt"))  # nothing was tested or trained before

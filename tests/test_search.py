@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from conftest import build_speech_model, save_bert
 from speechbrain.dataio.batch import PaddedBatch
 
 from speechbrain_mam import MAM, Donor, MAMError, Merge, find_attention, make_plan
-from speechbrain_mam.runs.zeroshot import read_search
+from speechbrain_mam.runs.zeroshot import read_search, search_of
 from speechbrain_mam.search.contest import greedy
 from speechbrain_mam.search.grid import Point, Scored, choose, parse_grid, parse_subsets, points_of
 from speechbrain_mam.search.identity import batches_sha256, circumstances, settings_sha256
@@ -326,6 +327,23 @@ def test_a_control_that_searches_keeps_its_own_control(bert_folder, tmp_path):
 def test_bad_donors(donors, message):
     with pytest.raises(MAMError, match=f"key 'donor_models': .*{message}"):
         read_search({**KEYS, "donor_models": donors}, 3)
+
+
+def test_every_donor_is_looked_at_before_the_first_point(bert_folder, tmp_path):
+    """One of another width, one that is not there: neither waits for its turn."""
+    save_bert(tmp_path / "wide", hidden_size=32)
+    mam = MAM(build_speech_model(), str(bert_folder), learnable=False)
+
+    def asked(*names):
+        hparams = {**KEYS, "donor_models": list(map(str, names))}
+        return search_of(SimpleNamespace(mam=mam, hparams=SimpleNamespace(**hparams)))
+
+    assert asked(bert_folder).donors == [str(bert_folder)]
+    for other, message in ((tmp_path / "wide", "32"), (tmp_path / "none", "no such folder")):
+        with pytest.raises(MAMError, match=f"key 'donor_models', '.*{message}") as found:
+            asked(bert_folder, other)
+        assert str(other) in str(found.value)
+    assert not mam.is_merged and mam.donor.name == str(bert_folder)
 
 
 @pytest.mark.parametrize("change", ["size", "order", "audio", "text"])

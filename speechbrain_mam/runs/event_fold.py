@@ -9,7 +9,7 @@ from typing import Any
 from speechbrain_mam.errors import MAMError, one_of
 from speechbrain_mam.runs.environment import write_environment
 from speechbrain_mam.runs.recipe import Datasets, final_test, fit, summarize
-from speechbrain_mam.runs.zeroshot import read_search, search
+from speechbrain_mam.runs.zeroshot import search, search_of
 from speechbrain_mam.tasks.audio_events import AudioEvents
 
 MERGE_INTO = ("untouched", "finetuned", "pretrained")
@@ -70,7 +70,7 @@ def _check_merge(brain: AudioEvents, hparams: Mapping[str, Any]) -> None:
             "expected 0 epochs for 'untouched', and some to fine-tune for the others"
         )
     if hparams["search"]:
-        read_search(hparams, brain.mam.plan.target_layers)
+        search_of(brain)
 
 
 def _merge(

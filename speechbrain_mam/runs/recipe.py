@@ -27,7 +27,7 @@ from speechbrain_mam.runs.environment import check_same_training, write_environm
 from speechbrain_mam.runs.option_checks import check_ranges
 from speechbrain_mam.runs.yaml_files import load_yaml, parse_arguments
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
-from speechbrain_mam.runs.zeroshot import read_search, search_and_test
+from speechbrain_mam.runs.zeroshot import search_and_test, search_of
 from speechbrain_mam.tasks.asr_data import train_loader_options
 from speechbrain_mam.tasks.corpus import check_same_data
 from speechbrain_mam.tasks.task import TaskBrain
@@ -160,7 +160,7 @@ def run_stages(brain: TaskBrain, hparams: Mapping[str, Any], datasets: Datasets)
     }
     write_environment(brain)
     if hparams.get("search") and brain.mam is not None:
-        read_search(hparams, brain.mam.plan.target_layers)  # a mistake is told before any work
+        search_of(brain)  # a mistake is told before any work
     if hparams["test_untouched"]:
         results["untouched"] = brain.test(datasets["test"], "untouched", untouched=True)
         for name, found in further.items():

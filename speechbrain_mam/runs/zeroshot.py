@@ -18,8 +18,11 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch import Tensor
 
+from speechbrain_mam.architectures.live import find_attention
 from speechbrain_mam.atomic import write_text_beside
+from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
+from speechbrain_mam.merging.planner import make_plan
 from speechbrain_mam.runs.option_checks import check_ranges
 from speechbrain_mam.search.contest import Wanted, contest
 from speechbrain_mam.search.grid import (
@@ -105,6 +108,27 @@ def read_search(hparams: Mapping[str, Any], num_layers: int) -> Wanted:
     )
 
 
+def search_of(brain: TaskBrain) -> Wanted:
+    """What the YAML of ``brain`` wants searched; each donor is there, and fits the target.
+
+    A recipe asks before its work: a second donor's turn comes when hours have gone into the first.
+
+    Raises
+    ------
+    MAMError
+        As :func:`read_search`; or what is wrong with which donor.
+    """
+    assert brain.mam is not None
+    mam, target = brain.mam, find_attention(brain.mam.target)
+    wanted = read_search(vars(brain.hparams), mam.plan.target_layers)
+    for name in wanted.donors:
+        try:
+            make_plan(target, Donor(name).index, donor_name=name, **mam.options)
+        except MAMError as error:
+            raise MAMError(f"key 'donor_models', '{name}': {error}") from error
+    return wanted
+
+
 def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> Found:
     """Choose λ, layers and donor on the validation set, and the same for each control.
 
@@ -130,7 +154,7 @@ def search(brain: TaskBrain, valid: Any, with_controls: bool = True) -> Found:
     """
     assert brain.mam is not None
     folder = Path(brain.hparams.output_folder)
-    wanted = read_search(vars(brain.hparams), brain.mam.plan.target_layers)
+    wanted = search_of(brain)
     sweep, batches = _sweep(brain, valid, wanted)
     with closing(sweep.caches):
         found, points, untouched, best = _contests(sweep, brain, batches, wanted, with_controls)
