@@ -26,6 +26,7 @@ from torch.distributed.run import get_args_parser
 from speechbrain_mam import cli
 from speechbrain_mam.runs import seeds
 from speechbrain_mam.runs.folds import parse_folds
+from speechbrain_mam.runs.yaml_checks import asked_donors
 from speechbrain_mam.runs.yaml_files import base_and_overrides
 
 DIRECTIVES = {"include", "toctree"}
@@ -188,13 +189,14 @@ def _seeds(words: list[str]) -> None:
         jobs.extend(found)
         raise Planned
 
-    real, seeds.run_jobs = seeds.run_jobs, run_jobs
+    real = seeds.run_jobs, seeds.check_asked_donors
+    seeds.run_jobs, seeds.check_asked_donors = run_jobs, asked_donors  # large ones are not here
     try:
         seeds.main(words)
     except Planned:
         pass
     finally:
-        seeds.run_jobs = real
+        seeds.run_jobs, seeds.check_asked_donors = real
     for job in jobs:
         words = list(job.command[1:])
         _torchrun(words[2:]) if words[0] == "-m" else _script(words)

@@ -8,8 +8,8 @@ import yaml
 from conftest import REPO
 
 from speechbrain_mam import MAMError
-from speechbrain_mam.runs.option_checks import RANGES, check_ranges
 from speechbrain_mam.runs.recipe import load_recipe
+from speechbrain_mam.runs.yaml_checks import RANGES, check_ranges
 from speechbrain_mam.search.place import place
 
 

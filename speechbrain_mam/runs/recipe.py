@@ -24,7 +24,7 @@ from speechbrain_mam.errors import MAMError
 from speechbrain_mam.report import write_report
 from speechbrain_mam.results.decoding import GREEDY
 from speechbrain_mam.runs.environment import check_same_training, write_environment
-from speechbrain_mam.runs.option_checks import check_ranges
+from speechbrain_mam.runs.yaml_checks import check_ranges
 from speechbrain_mam.runs.yaml_files import load_yaml, parse_arguments
 from speechbrain_mam.runs.zeroshot import KEYS as SEARCH_KEYS
 from speechbrain_mam.runs.zeroshot import search_and_test, search_of

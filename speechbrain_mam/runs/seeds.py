@@ -24,6 +24,7 @@ from pathlib import Path
 
 from speechbrain_mam.errors import MAMError, one_line_errors
 from speechbrain_mam.runs.jobs import Job, run_jobs
+from speechbrain_mam.runs.yaml_checks import check_asked_donors
 from speechbrain_mam.runs.yaml_files import content_sha256, files_of
 from speechbrain_mam.text_files import read_json
 
@@ -77,8 +78,9 @@ def plan_jobs(
     Raises
     ------
     MAMError
-        If a file does not exist, two YAMLs have one label, an override belongs to this command, or
-        a folder holds a run that something else was asked of.
+        If a file does not exist, two YAMLs have one label, an override belongs to this command, a
+        folder holds a run that something else was asked of, or a donor is not there: its run comes
+        when others have been trained.
     """
     if not script.is_file():
         raise MAMError(f"'{script}': no such recipe")
@@ -117,6 +119,9 @@ def plan_jobs(
             jobs.append(Job(label, seed, folder, command, asked))
     for job in jobs:
         _check_record(job)
+    for label in dict.fromkeys(job.label for job in jobs if not job.finished):
+        yaml, own = kinds[label]
+        check_asked_donors(yaml, [*own, *shared])
     return jobs
 
 

@@ -23,7 +23,7 @@ from speechbrain_mam.atomic import write_text_beside
 from speechbrain_mam.donors.donor import Donor
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.merging.planner import make_plan
-from speechbrain_mam.runs.option_checks import check_ranges
+from speechbrain_mam.runs.yaml_checks import check_ranges
 from speechbrain_mam.search.contest import Wanted, contest
 from speechbrain_mam.search.grid import (
     Point,
