@@ -111,9 +111,12 @@ def test_the_same_by_the_command_on_several_data_folders(lab, capsys):
 
 def test_data_folders_that_cannot_be(lab, capsys):
     command = ["compare", str(lab.script), str(lab.yamls["finetune"]), "--seeds", "1"]
-    command += ["--out", str(lab.out), "--data", "a/VCTK", "b/VCTK"]
+    command += ["--out", str(lab.out), "--data", "mini_vctk", str(lab.folder / "b" / "mini_vctk")]
     assert cli.main(command) == 2
-    assert "'b/VCTK' and another folder would both be" in capsys.readouterr().err
+    assert "mini_vctk': no such folder; the package embeds mini_" in capsys.readouterr().err
+    (lab.folder / "b" / "mini_vctk").mkdir(parents=True)
+    assert cli.main(command) == 2
+    assert "b/mini_vctk' and another folder would both be" in capsys.readouterr().err
     assert cli.main([*command[:-1], "--", "--data_folder=x"]) == 2
     assert "'--data_folder=x' is set for each series" in capsys.readouterr().err
     assert cli.main([*command[:2], "no.yaml", *command[3:-1]]) == 2

@@ -64,6 +64,17 @@ def packaged_language_model(name: str) -> Path | None:
     return file if file.is_file() else None
 
 
+def packaged_corpora() -> list[str]:
+    """The names that :func:`mini_corpus` knows.
+
+    Example
+    -------
+    >>> packaged_corpora()
+    ['mini_esc50', 'mini_ljspeech', 'mini_vctk']
+    """
+    return sorted(archive.stem for archive in (_HERE / "data").glob("*.tar"))
+
+
 def mini_corpus(name: str = "mini_ljspeech", cache: Path | None = None) -> Path:
     """A mini corpus in its real counterpart's layout.
 
@@ -96,8 +107,8 @@ def mini_corpus(name: str = "mini_ljspeech", cache: Path | None = None) -> Path:
     """
     archive = _HERE / "data" / f"{name}.tar"
     if not archive.is_file():
-        known = sorted(path.stem for path in (_HERE / "data").glob("*.tar"))
-        raise ValueError(f"No packaged corpus is called {name!r}; there are: {', '.join(known)}")
+        known = ", ".join(packaged_corpora())
+        raise ValueError(f"No packaged corpus is called {name!r}; there are: {known}")
     content = archive.read_bytes()
     digest = hashlib.sha256(content).hexdigest()[:12]
     cache = cache_folder() if cache is None else Path(cache)

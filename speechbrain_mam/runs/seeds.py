@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from speechbrain_mam.embedded.corpora import packaged_corpora
 from speechbrain_mam.errors import MAMError, one_line_errors
 from speechbrain_mam.runs.jobs import Job, run_jobs
 from speechbrain_mam.runs.yaml_checks import check_asked_donors
@@ -206,6 +207,14 @@ def series_on(
     return found
 
 
+def _check_data(folders: Sequence[str]) -> None:
+    """That all are there: the last one's turn comes when the others are trained."""
+    for folder in folders:
+        if not Path(folder).expanduser().is_dir() and folder not in packaged_corpora():
+            known = ", ".join(packaged_corpora())
+            raise MAMError(f"--data '{folder}': no such folder; the package embeds {known}")
+
+
 def run_series(options: argparse.Namespace, shared: Sequence[str]) -> None:
     """Run what :func:`add_arguments` asked for, then report.
 
@@ -218,6 +227,8 @@ def run_series(options: argparse.Namespace, shared: Sequence[str]) -> None:
     """
     if options.jobs < 1:
         raise MAMError(f"--jobs {options.jobs}: expected at least 1")
+    if "--download" not in " ".join([*options.specs, *shared]):
+        _check_data(options.data)
     series = {
         out: plan_jobs(
             *(options.script, options.specs, options.seeds, out),
