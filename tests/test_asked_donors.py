@@ -38,8 +38,9 @@ def test_several_donors_and_those_of_a_search(tmp_path):
     assert asked_donors(yaml, [*filled, "--search", "False", "--first", "i/j"]) == ["e/f", "a/b"]
     assert asked_donors(yaml, [*filled, "--first", "i/j", "--first=k/l"])[-2:] == ["k/l", "c/d"]
     assert asked_donors(yaml) == []  # its recipe says that big has no value
-    yaml.write_text("donor: [")
-    assert asked_donors(yaml) == []
+    for broken in ("a: [", "a: !ref <b>", "a: !include:none.yaml", "a: 1\nb: !ref <a> / 0"):
+        yaml.write_text(f"mam: !new:speechbrain_mam.MAM\n    donor: x/y\n{broken}\n")
+        assert asked_donors(yaml) == []
 
 
 def test_none_is_trained_before_one_that_is_missing_is_told(tmp_path, bert_folder, capsys):

@@ -16,11 +16,10 @@ from typing import Any
 
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from speechbrain_mam.errors import MAMError
 from speechbrain_mam.model_files.open_donor import open_donor
-from speechbrain_mam.runs.yaml_files import base_and_overrides, files_of, keys_of
+from speechbrain_mam.runs.yaml_files import OF_WHAT_IS_CALLED, base_and_overrides, files_of, keys_of
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def asked_donors(yaml: Path, words: Sequence[str] = ()) -> list[str]:
         base, replaced = base_and_overrides(yaml, _overrides(words, known))
         with base.open(encoding="utf-8") as stream:
             tree = YAML().load(resolve_references(stream, replaced)) or {}
-    except (YAMLError, ValueError, TypeError, KeyError, AttributeError):
+    except (*OF_WHAT_IS_CALLED, ValueError, KeyError, RuntimeError, OSError):
         return []
     found = [name for node in _mappings(tree) if _is_mam(node) for name in _names(node, "donor")]
     if tree.get("search"):
