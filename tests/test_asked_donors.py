@@ -41,6 +41,9 @@ def test_several_donors_and_those_of_a_search(tmp_path):
     for broken in ("a: [", "a: !ref <b>", "a: !include:none.yaml", "a: 1\nb: !ref <a> / 0"):
         yaml.write_text(f"mam: !new:speechbrain_mam.MAM\n    donor: x/y\n{broken}\n")
         assert asked_donors(yaml) == []
+    yaml.write_text("!include:none.yaml\nlr: 1\n")
+    with pytest.raises(MAMError, match=r"none\.yaml"):
+        asked_donors(yaml)
 
 
 def test_none_is_trained_before_one_that_is_missing_is_told(tmp_path, bert_folder, capsys):

@@ -169,6 +169,8 @@ def asked_donors(yaml: Path, words: Sequence[str] = ()) -> list[str]:
         base, replaced = base_and_overrides(yaml, _overrides(words, known))
         with base.open(encoding="utf-8") as stream:
             tree = YAML().load(resolve_references(stream, replaced)) or {}
+    except MAMError:  # which is a ValueError, too
+        raise
     except (*OF_WHAT_IS_CALLED, ValueError, KeyError, RuntimeError, OSError):
         return []
     found = [name for node in _mappings(tree) if _is_mam(node) for name in _names(node, "donor")]
